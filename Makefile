@@ -1,0 +1,52 @@
+# Everything is installed into .venv from requirements.lock (pinned by hash); nothing outside this directory changes.
+#   make demo    one scenario as a timing run: what the commands and the output look like
+#   make test    lint, types, then every test except the soak runs
+#   make bench   the speed table, measured side by side on this machine
+#   make soak    the long searches
+#   make lint    ruff and mypy only
+#   make clean   removes .venv, out/ and caches
+
+SHELL  := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+BIN    := .venv/bin
+STAMP  := .venv/.stamp
+
+DEMO_SCENARIO := scenarios/library/fault-vs-convert.yaml
+
+.PHONY: demo test bench lint soak clean install
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	@echo "A vCPU touches a private page while the host converts it to shared: one timing run, with the published"
+	@echo "cost table, of $(DEMO_SCENARIO)."
+	@echo "\$$ tdsim run $(DEMO_SCENARIO)"
+	@$(BIN)/tdsim run $(DEMO_SCENARIO)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m tests.bench
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -m soak
+
+install: $(STAMP)
+
+# The project itself is built with the hatchling that the lock pins, hence no build isolation.
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tdsim needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv out dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find sim vcpu mmu tdx scenarios tests -name __pycache__ -type d -prune -exec rm -rf {} +

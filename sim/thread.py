@@ -1,0 +1,83 @@
+"""Threads: SimPy processes that run from one access to the next.
+
+A thread *is ready* when it has yielded an access that has not happened yet, *is blocked* when its access happened but
+somebody else must wake it, and *is done* when its generator returned. Between two accesses it owes time: `debt_ns` is
+what its own instructions took since its last access, and the next access is due that much later.
+"""
+
+from __future__ import annotations
+
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import simpy
+from simpy.events import PENDING
+
+if TYPE_CHECKING:
+    from sim.access import Access, Steps
+    from sim.kernel import Kernel
+
+NEVER = -1
+"""The tie of a thread that is not ready: no entry of the queue matches it."""
+
+
+class Thread(simpy.Process):
+    """A named sequence of accesses. Made by `Kernel.thread`, never directly.
+
+    A daemon may be blocked at the end of an execution without that being a deadlock (an IPI handler, an RCU thread).
+    """
+
+    name = ""  # simpy.Process has a read-only property here
+
+    def __init__(self, kernel: Kernel, name: str, steps: Steps[Any], index: int, *, daemon: bool) -> None:
+        # Not simpy.Process.__init__: the kernel starts its threads itself, so that the start is a choice as well.
+        self.env = self.kernel = kernel
+        self.callbacks = []
+        self._value = PENDING
+        self._generator = steps
+        self.name = name
+        self.index = index
+        self.daemon = daemon
+        self.pending: Access | None = None
+        self.blocked_on: Access | None = None
+        self.blocked_since_ns = 0
+        self.due_ns = 0
+        self.tie = NEVER
+        self.debt_ns = 0
+        self.steps = 0
+        self.done = False
+        self.send = steps.send
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended yet."""
+        return not self.done
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is a candidate: it has an access that has not happened."""
+        return self.tie != NEVER
+
+    def stack(self) -> list[str]:
+        """Where it stands, outermost first: `file:line function` for every generator of the chain."""
+        lines: list[str] = []
+        steps: Any = self._generator
+        while steps is not None:
+            frame: FrameType | None = getattr(steps, "gi_frame", None)
+            if frame is None:
+                break
+            code = frame.f_code
+            lines.append(f"{short_path(code.co_filename)}:{frame.f_lineno} {code.co_name}")
+            steps = getattr(steps, "gi_yieldfrom", None)
+        return lines
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Thread({self.name!r})"
+
+
+def short_path(path: str) -> str:
+    """The last two parts of a path: what a reader needs, and the same on every machine."""
+    return "/".join(path.replace("\\", "/").rsplit("/", 2)[-2:])

@@ -1,0 +1,112 @@
+"""What must be true of a VM at quiescence: the reference's Q1 to Q5, each stated once.
+
+`watch` registers them for the end of an execution. They peek; they never yield.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from mmu.page_table import KvmMmuPage
+from mmu.spte import is_frozen_spte, is_last_spte, is_shadow_present_pte, spte_to_pfn
+from mmu.vm import Kvm
+from sim import Broken, Kernel
+from tdx.kvm.state import KvmTdx
+from tdx.module.septe import SeptState
+
+Property = Callable[[], "Broken | None"]
+
+
+def watch(kernel: Kernel, kvm: Kvm, tdx: KvmTdx | None) -> None:
+    """Judge the VM when all threads have ended, unless it died of a bug or was destroyed."""
+
+    def living(check: Callable[[], Broken | None]) -> Property:
+        return lambda: None if kvm.vm_bugged or kvm.destroyed else check()
+
+    kernel.at_end("no reachable SPTE is frozen", living(partial(no_frozen_spte, kvm)), kind="overwrite")
+    kernel.at_end("no invalidation window is open", partial(no_open_window, kvm), kind="refcount")
+    kernel.at_end(
+        "page statistics equal the leafs there are", living(partial(stats_match, kvm)), kind="refcount"
+    )
+    kernel.at_end("no lock is held", partial(no_lock_held, kvm), kind="lock-rule")
+    if tdx is not None:
+        kernel.at_end(
+            "mirror and S-EPT agree", living(partial(mirror_matches_sept, kvm, tdx)), kind="diverged"
+        )
+        kernel.at_end("a destroyed TD owns no page", partial(nothing_left, kvm, tdx), kind="leak")
+
+
+def tables(kvm: Kvm) -> list[KvmMmuPage]:
+    """Every table reachable from a valid root."""
+    todo = [root for root in kvm.tdp_mmu_roots if not root.invalid.peek()]
+    found = []
+    while todo:
+        sp = todo.pop()
+        found.append(sp)
+        for _, spte in sp.present():
+            if not is_last_spte(spte, sp.level):
+                child = kvm.page_tables.find(spte_to_pfn(spte))
+                if child is not None:
+                    todo.append(child)
+    return found
+
+
+def no_frozen_spte(kvm: Kvm) -> Broken | None:
+    """Q2."""
+    for sp in tables(kvm):
+        for index, cell in sp.cells.items():
+            if is_frozen_spte(cell.peek()):
+                return Broken(gfn=hex(sp.gfn_of(index)), table=sp)
+    return None
+
+
+def no_open_window(kvm: Kvm) -> Broken | None:
+    """Q3."""
+    open_windows = kvm.mmu_invalidate_in_progress.peek(), kvm.mn_active_invalidate_count.peek()
+    return Broken(in_progress=open_windows[0], mn_active=open_windows[1]) if any(open_windows) else None
+
+
+def stats_match(kvm: Kvm) -> Broken | None:
+    """Q4, for leafs. An invalid root that still owes its zap still counts."""
+    if any(root.invalid.peek() for root in kvm.tdp_mmu_roots):
+        return None
+    counted = sum(is_last_spte(spte, sp.level) for sp in tables(kvm) for _, spte in sp.present())
+    kept = sum(kvm.page_tables.pages.values())
+    return Broken(leafs=counted, statistics=kept) if counted != kept else None
+
+
+def no_lock_held(kvm: Kvm) -> Broken | None:
+    """Nobody left a lock behind."""
+    locks = (kvm.mmu_lock, kvm.slots_lock, kvm.lock, kvm.tdp_mmu_pages_lock, kvm.mn_invalidate_lock)
+    held = [f"{lock} by {lock.holders()[0]}" for lock in locks if lock.holders()]
+    return Broken(held=", ".join(held)) if held else None
+
+
+def mirror_matches_sept(kvm: Kvm, tdx: KvmTdx) -> Broken | None:
+    """Q1: a present mirror leaf has an unblocked S-EPT leaf with the same pfn, and the other way round."""
+    mirrored: dict[int, int] = {}
+    for sp in tables(kvm):
+        if sp.is_mirror:
+            for index, spte in sp.present():
+                if is_shadow_present_pte(spte) and is_last_spte(spte, sp.level):
+                    mirrored[sp.gfn_of(index)] = spte_to_pfn(spte)
+    for gfn, _, state, pfn in tdx.module.leaves(tdx.td):
+        if state in (SeptState.BLOCKED, SeptState.PENDING_BLOCKED):
+            return Broken(gfn=hex(gfn), sept=state.name)
+        expected = mirrored.pop(gfn, None)
+        if expected != pfn:
+            return Broken(
+                gfn=hex(gfn), sept_pfn=hex(pfn), mirror_pfn=expected if expected is None else hex(expected)
+            )
+    for missing, frame in mirrored.items():
+        return Broken(gfn=hex(missing), mirror_pfn=hex(frame), sept="FREE")
+    return None
+
+
+def nothing_left(kvm: Kvm, tdx: KvmTdx) -> Broken | None:
+    """After vm_destroy the module knows no page of the TD."""
+    if not kvm.destroyed:
+        return None
+    left = [entry.kind.name for entry in tdx.module.pamt.assigned()]
+    return Broken(pages=len(left), kinds=", ".join(sorted(set(left)))) if left else None

@@ -1,0 +1,154 @@
+"""What every SEAMCALL has in common: dispatch, counting, logging, refusal, release, and the prologue of calls on a TD.
+
+A leaf is a generator that takes what it needs through `held`, refuses by raising `Refused`, and changes things only after
+its last check. The decorator makes that a SEAMCALL: it turns a refusal into registers, charges the leaf's time while its
+locks are still held, and only then gives them back, with ordinary statements: a `yield` in a `finally` would run when a
+world is torn down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+from sim import Steps
+from tdx.module.events import SeamcallEntered, SeamcallReturned
+from tdx.module.locks import Held
+from tdx.module.module import Td
+from tdx.module.objects import TDCX_PAGES, Lifecycle, Tdcs, Tdr, Tdvps
+from tdx.module.pamt import PageType, PamtEntry
+from tdx.module.sept_states import ALLOWED_OP_STATES
+from tdx.module.status import Operand, Refused, SeamcallReturn, Status, require
+from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_4K, Pfn
+
+if TYPE_CHECKING:
+    from tdx.module.module import TdxModule
+
+P = ParamSpec("P")
+
+REFUSED_COST = "seamcall_null"
+
+LEAVES: dict[str, int] = {}
+"""Leaf numbers of the calls that are modelled, by name."""
+
+
+def seamcall(
+    name: str,
+    *,
+    leaf: int,
+    cost: str = "seamcall_null",
+    rcx: str = "",
+    rdx: str = "",
+    r8: str = "",
+    timed: bool = True,
+) -> Callable[
+    [Callable[Concatenate[TdxModule, Held, P], Steps[SeamcallReturn]]],
+    Callable[Concatenate[TdxModule, P], Steps[SeamcallReturn]],
+]:
+    """Make a leaf of a generator.
+
+    Args:
+        cost: what it takes when it is not refused; "" if the leaf charges for itself.
+        timed: whether its latency is kept; not for the call that a guest runs in.
+        rcx, rdx, r8: which operands these registers carry; `page_info` is gpa and level in one.
+    """
+    LEAVES[name] = leaf
+    counted = f"seamcall.{name}"
+
+    def decorate(
+        body: Callable[Concatenate[TdxModule, Held, P], Steps[SeamcallReturn]],
+    ) -> Callable[Concatenate[TdxModule, P], Steps[SeamcallReturn]]:
+        @wraps(body)
+        def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
+            kernel = module.kernel
+            started_ns = kernel.now_ns
+            kernel.count(counted)
+            if kernel.events is not None:
+                registers = (_register(where, operands) for where in (rcx, rdx, r8))
+                kernel.emit(SeamcallEntered(name, *registers))
+            refusal = module.refusal(name)
+            if refusal is not None:
+                result = refusal
+                yield module.state.read_once()  # so that a host which retries at once does not spin without a step
+                kernel.charge(REFUSED_COST)
+            else:
+                held = Held(module, cost)
+                module.in_flight += 1
+                try:
+                    result = yield from body(module, held, *args, **operands)
+                except Refused as refused:
+                    result = SeamcallReturn(
+                        refused.status, refused.operand, refused.rcx, refused.rdx, refused.r8
+                    )
+                    held.cost = REFUSED_COST
+                if held.cost:
+                    kernel.charge(held.cost)
+                yield from held.release()
+                module.in_flight -= 1
+            if result.status is not Status.TDX_SUCCESS:
+                kernel.count(f"{counted}.{result.status.name}")
+            if timed:
+                kernel.record(counted, kernel.now_ns - started_ns)
+            if kernel.events is not None:
+                kernel.emit(SeamcallReturned(name, str(result), result.rcx, result.rdx))
+            return result
+
+        return call
+
+    return decorate
+
+
+def _register(where: str, operands: dict[str, Any]) -> int:
+    if not where:
+        return 0
+    if where == "page_info":
+        return int(operands["gpa"]) | int(operands.get("level", PG_LEVEL_4K).tdx)
+    value = operands.get(where)
+    if isinstance(value, Td):
+        return value.tdr_pfn << PAGE_SHIFT
+    if where.endswith("pfn"):
+        return int(value or 0) << PAGE_SHIFT
+    return int(value or 0)
+
+
+def lock_tdr(held: Held, td: Td, operand: Operand, *, exclusive: bool) -> Steps[Tdr]:
+    """Steps 1 and 2 of the common prologue: the TDR page."""
+    entry = yield from held.page(td.tdr_pfn, PG_LEVEL_4K, PageType.PT_TDR, operand, exclusive=exclusive)
+    tdr: Tdr = entry.holds
+    return tdr
+
+
+def lock_td(
+    held: Held, td: Td, leaf: str, operand: Operand, *, exclusive: bool = False
+) -> Steps[tuple[Tdr, Tdcs]]:
+    """Steps 2 to 7 of the common prologue (reference section 5): TDR, its state, OP_STATE."""
+    tdr = yield from lock_tdr(held, td, operand, exclusive=exclusive)
+    tdcs = yield from check_td(held, tdr, leaf, exclusive=exclusive)
+    return tdr, tdcs
+
+
+def check_td(held: Held, tdr: Tdr, leaf: str, *, exclusive: bool = False) -> Steps[Tdcs]:
+    """Steps 3 to 7 of the common prologue, for a TDR that is locked."""
+    require(not tdr.fatal, Status.TDX_TD_FATAL)
+    require(tdr.lifecycle is Lifecycle.KEYS_CONFIGURED, Status.TDX_TD_KEYS_NOT_CONFIGURED)
+    require(len(tdr.tdcx) >= TDCX_PAGES, Status.TDX_TDCS_NOT_ALLOCATED)
+    tdcs = tdr.tdcs
+    if not exclusive:
+        yield from held.shared_hp(tdcs.op_state_lock, Operand.OP_STATE)
+    require(tdcs.op_state in ALLOWED_OP_STATES[leaf], Status.TDX_OP_STATE_INCORRECT)
+    return tdcs
+
+
+def lock_vcpu(held: Held, tdvpr_pfn: Pfn, operand: Operand, *, exclusive: bool) -> Steps[Tdvps]:
+    """The prologue of vCPU calls: the TDVPR page, then the PAMT leaf of its TDR shared."""
+    entry = yield from held.page(tdvpr_pfn, PG_LEVEL_4K, PageType.PT_TDVPR, operand, exclusive=exclusive)
+    vcpu: Tdvps = entry.holds
+    tdr_page = held.module.pamt.entry(vcpu.tdr.pfn, PG_LEVEL_4K)
+    yield from held.implicit_page(tdr_page, Operand.TDR, exclusive=False)
+    return vcpu
+
+
+def lock_new_page(held: Held, pfn: Pfn, operand: Operand) -> Steps[PamtEntry]:
+    """A 4K page operand that must be nobody's."""
+    return (yield from held.page(pfn, PG_LEVEL_4K, PageType.PT_NDA, operand, exclusive=True))
