@@ -36,7 +36,7 @@ class GmemFolio:
         self.pfn = pfn
         self.order = order
         self.hwpoison = False
-        self.lock: Mutex = kernel.mutex(f"gmem.folio[{index:#x}].lock")
+        self.lock: Mutex = kernel.mutex(f"gmem.folio[{index:#x}].lock", "gmem.folio")
         self.mapped: Cell[bool] = Cell(f"gmem.folio[{index:#x}].mapping", True)
         self.uptodate: Cell[bool] = Cell(f"gmem.folio[{index:#x}].uptodate", uptodate)
 

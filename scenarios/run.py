@@ -111,9 +111,8 @@ def cost_model(scenario: Scenario, seed: int) -> CostModel:
     model = CostModel(Streams(seed).child("costs"), table, jitter=scenario.jitter)
     for name, cost in scenario.costs.items():
         if name not in table:
-            guess = nearest(name, list(table))
             raise scenario.error(
-                ("costs", name), "no such cost", key=True, remedy=f"did you mean {guess!r}?" if guess else ""
+                ("costs", name), "no such cost", key=True, remedy=nearest(name, sorted(table))
             )
         if cost.shape == 0 or (cost.shape is None and cost.floor is None):
             model.define(name, constant(cost.mean))

@@ -568,7 +568,7 @@ class Scenario(Part):
     threads: Threads = Field(..., description="What each vCPU and each host thread does.")
     costs: dict[Name, Cost] = Field(default_factory=dict, description="Overrides of the cost table.")
     jitter: Bool = Field(
-        False, description="Draw latencies from their distributions instead of taking the means."
+        True, description="Draw latencies from their distributions; false: always the means."
     )
     memory_model: Literal["sc", "tso"] = Field(
         "sc", description="Sequential consistency, or store buffers as on x86."

@@ -112,9 +112,9 @@ class Kernel(simpy.Environment):
         """A queued spinlock."""
         return SpinLock(self, name)
 
-    def mutex(self, name: str) -> Mutex:
-        """A mutex."""
-        return Mutex(self, name)
+    def mutex(self, name: str, kind: str = "") -> Mutex:
+        """A mutex; those of one `kind` share their latency."""
+        return Mutex(self, name, kind)
 
     def rcu(self) -> Rcu:
         """The world's RCU domain."""
@@ -496,7 +496,7 @@ class Kernel(simpy.Environment):
         thread._ok = True
         thread._value = value
         thread.pending = None
-        callbacks, thread.callbacks = thread.callbacks, None
+        callbacks, thread.callbacks = thread.callbacks, None  # type: ignore[assignment]
         for callback in callbacks or ():
             callback(thread)
 

@@ -32,8 +32,10 @@ class Lock:
     """What all waiting locks share: holders, a fair queue, a cache line, and how long people waited."""
 
     sleeps: ClassVar[bool] = False
+    by_mode: ClassVar[bool] = False
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
+    def __init__(self, kernel: Kernel, name: str, kind: str = "") -> None:
+        """Make a lock; locks of one `kind` (the folio locks of a file) share their latency, else each has its own."""
         self.kernel = kernel
         self.name = name
         self.writer: Thread | None = None
@@ -42,7 +44,10 @@ class Lock:
         self.line_ns = 0
         self._line_owner: Thread | None = None
         self._line_free_ns = 0
-        self.wait_names = {READ: f"lock.{name}.read", WRITE: f"lock.{name}.write"}
+        waits = f"lock.{kind or name}"
+        self.wait_names = dict.fromkeys((READ, WRITE), f"{waits}.wait")
+        if self.by_mode:
+            self.wait_names = {READ: f"{waits}.read", WRITE: f"{waits}.write"}
 
     def __str__(self) -> str:
         return self.name
@@ -170,6 +175,8 @@ class Release(Access):
 
 class RwLock(Lock):
     """The kernel's queued rwlock: fair between its waiters, a waiting writer holds back new readers."""
+
+    by_mode = True
 
     def read_lock(self) -> Acquire:
         """read_lock: enter beside other readers."""

@@ -29,6 +29,12 @@ def watch(kernel: Kernel, kvm: Kvm, tdx: KvmTdx | None) -> None:
     kernel.at_end(
         "page statistics equal the leafs there are", living(partial(stats_match, kvm)), kind="refcount"
     )
+    if kvm.has_private_mem:
+        kernel.at_end(
+            "a frame is mapped only as what its attribute says",
+            living(partial(mappings_match_attributes, kvm)),
+            kind="stale-spte",
+        )
     kernel.at_end("no lock is held", partial(no_lock_held, kvm), kind="lock-rule")
     if tdx is not None:
         kernel.at_end(
@@ -74,6 +80,25 @@ def stats_match(kvm: Kvm) -> Broken | None:
     counted = sum(is_last_spte(spte, sp.level) for sp in tables(kvm) for _, spte in sp.present())
     kept = sum(kvm.page_tables.pages.values())
     return Broken(leafs=counted, statistics=kept) if counted != kept else None
+
+
+def mappings_match_attributes(kvm: Kvm) -> Broken | None:
+    """I10: outside of a window a mirror leaf is for a private frame, a direct leaf of a private-capable slot for a shared one.
+
+    Without a mirror one table maps both, and nothing can be told from it.
+    """
+    if not kvm.has_mirror:
+        return None
+    for sp in tables(kvm):
+        for index, spte in sp.present():
+            gfn = sp.gfn_of(index) & ~kvm.direct_bits
+            if is_last_spte(spte, sp.level) and kvm.attributes.peek_private(gfn) != sp.is_mirror:
+                slot = kvm.slot_of(gfn)
+                if slot is not None and slot.has_gmem:
+                    return Broken(
+                        gfn=hex(gfn), mapped_by=sp.kind, attribute="shared" if sp.is_mirror else "private"
+                    )
+    return None
 
 
 def no_lock_held(kvm: Kvm) -> Broken | None:
