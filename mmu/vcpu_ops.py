@@ -105,8 +105,11 @@ class VmOps:
 
     def run(self, vcpu: Vcpu) -> Steps[GuestExit | None]:
         """V10, V11: VMX entry and exit. Cost: `vmx_roundtrip`, half on each side."""
-        self.kernel.charge("vmx_roundtrip")
-        return (yield from self.guest.run(vcpu))
+        roundtrip_ns = self.kernel.draw("vmx_roundtrip")
+        self.kernel.spend(roundtrip_ns // 2)
+        left = yield from self.guest.run(vcpu)
+        self.kernel.spend(roundtrip_ns - roundtrip_ns // 2)
+        return left
 
     def await_entry(self, vcpu: Vcpu) -> Steps[None]:
         """Nothing keeps a plain VM's vCPU out."""

@@ -194,6 +194,10 @@ class Kernel(simpy.Environment):
         self.current.debt_ns += ns
         return ns
 
+    def draw(self, name: str) -> int:
+        """One draw of the named cost, in nanoseconds, to be spent in parts; 0 if the world has no costs."""
+        return 0 if self.costs is None else self.costs.draw(name)
+
     def count(self, name: str, n: int = 1) -> None:
         """Add to a counter."""
         self.counters[name] = self.counters.get(name, 0) + n

@@ -24,7 +24,16 @@ Pfn = NewType("Pfn", int)
 
 
 class PgLevel(IntEnum):
-    """The size of a mapping, or the level of a table whose entries have that size."""
+    """The size of a mapping, or the level of a table whose entries have that size.
+
+    Attributes: `pages`, 4 KiB pages of one entry (KVM_PAGES_PER_HPAGE); `size`, its bytes; `tdx`, the TDX module's number
+    of the level (0 is 4K); `short`, `4K`, `2M`, ... Kept, not computed: a walk asks for them at every level.
+    """
+
+    pages: int
+    size: int
+    tdx: int
+    short: str
 
     PG_LEVEL_4K = 1
     PG_LEVEL_2M = 2
@@ -32,25 +41,15 @@ class PgLevel(IntEnum):
     PG_LEVEL_512G = 4
     PG_LEVEL_256T = 5
 
-    @property
-    def pages(self) -> int:
-        """4 KiB pages of one entry (KVM_PAGES_PER_HPAGE)."""
-        return 1 << 9 * (self.value - 1)
-
-    @property
-    def size(self) -> int:
-        """Bytes of one entry."""
-        return self.pages << PAGE_SHIFT
-
-    @property
-    def tdx(self) -> int:
-        """The TDX module's number of this level: 0 is 4K."""
-        return self.value - 1
-
-    @property
-    def short(self) -> str:
-        """`4K`, `2M`, ..."""
-        return self.name[len("PG_LEVEL_") :]
+    def __new__(cls, value: int) -> PgLevel:
+        """Make a member with what is known of its size."""
+        level = int.__new__(cls, value)
+        level._value_ = value
+        level.pages = 1 << 9 * (value - 1)
+        level.size = level.pages << PAGE_SHIFT
+        level.tdx = value - 1
+        level.short = ("4K", "2M", "1G", "512G", "256T")[value - 1]
+        return level
 
 
 PG_LEVEL_4K = PgLevel.PG_LEVEL_4K

@@ -206,7 +206,9 @@ class Guest:
         return version
 
     def _accept(self, vcpu: Vcpu, instruction: Accept) -> Steps[AcceptStatus | GuestExit]:
+        """One ACCEPT and the guest's loop around it. Cost: `accept_loop_guest`."""
         began_ns = self.kernel.now_ns
+        self.kernel.charge("accept_loop_guest")
         status = yield from vcpu.guest.accept(vcpu, instruction.gpa, instruction.level)
         if status is AcceptStatus.INTERRUPTED:
             return EXTERNAL_INTERRUPT

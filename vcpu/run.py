@@ -95,9 +95,9 @@ def vcpu_enter_guest(kernel: Kernel, vcpu: Vcpu, srcu: Srcu) -> Steps[int]:
     guest_exit = yield from ops.run(vcpu)  # V10
     if guest_exit is not None and kernel.events is not None:
         _trace_exit(kernel, vcpu, guest_exit)  # V11
-    yield vcpu.mode.write(Mode.OUTSIDE_GUEST_MODE)  # V12
-    yield pcpu.irq_enable()  # V13
-    yield srcu.read_lock()  # V14
+    yield vcpu.mode.write(Mode.OUTSIDE_GUEST_MODE)  # V12, F02
+    yield pcpu.irq_enable()  # V13, F02: pending kicks are acknowledged here
+    yield srcu.read_lock()  # V14, F02
     if guest_exit is None:
         kernel.count("vcpu.exit_handled")
         yield from ops.await_entry(vcpu)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim import Steps
-from tdx.kvm.state import KvmTdx, TdState
+from tdx.kvm.state import KvmTdx, TdState, operand_busy
 from tdx.module import SeamcallReturn, tdh_mem_track
 from vcpu.vcpu import OUTSIDE_GUEST_MODE
 
@@ -23,7 +23,7 @@ def tdh_do_no_vcpus(tdx: KvmTdx, call: Callable[[], Steps[SeamcallReturn]]) -> S
     kvm = tdx.kvm
     kvm.mmu_lock.assert_held_for_write()
     result = yield from call()
-    if not result.is_busy:
+    if not operand_busy(result):
         return result
     kvm.kernel.reached("seamcall_busy_kicked")
     yield tdx.wait_for_sept_zap.write_once(True)

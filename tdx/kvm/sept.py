@@ -11,7 +11,7 @@ from mmu.page_table import KvmMmuPage
 from mmu.spte import spte_to_pfn
 from sim import Steps
 from tdx.kvm.no_vcpus import tdh_do_no_vcpus, tdx_track
-from tdx.kvm.state import KvmTdx, TdState
+from tdx.kvm.state import KvmTdx, TdState, operand_busy
 from tdx.module import (
     SeamcallReturn,
     tdh_mem_page_add,
@@ -61,7 +61,7 @@ class TdxSept:
         return self._installed(result, "TDH.MEM.PAGE.ADD")
 
     def _installed(self, result: SeamcallReturn, leaf: str) -> int:
-        if result.is_busy:
+        if operand_busy(result):
             self.kernel.reached("seamcall_busy_retried")
             return -Errno.EBUSY
         return -Errno.EIO if self.tdx.bug_on(result, leaf) else 0
@@ -74,6 +74,9 @@ class TdxSept:
         tdx = self.tdx
         module, td, gpa, pfn = tdx.module, tdx.td, gpa_of(gfn), spte_to_pfn(old_spte)
         began_ns = self.kernel.now_ns
+        self.kernel.charge("removal_request_base")
+        for _ in tdx.kvm.vcpus:
+            self.kernel.charge("removal_per_vcpu")
         if not tdx.hkid_assigned:  # Z1
             tdx.kvm.bug("a leaf is removed after the HKID was freed", gfn=hex(gfn))
             return -Errno.EIO

@@ -6,7 +6,7 @@ from enum import Enum
 
 from mmu.vm import Kvm
 from sim import Cell
-from tdx.module import LogicalProcessor, SeamcallReturn, Td, TdxModule
+from tdx.module import LogicalProcessor, SeamcallReturn, Status, Td, TdxModule
 from vcpu.addresses import Pfn
 
 
@@ -16,6 +16,11 @@ class TdState(Enum):
     UNINITIALIZED = "TD_STATE_UNINITIALIZED"
     INITIALIZED = "TD_STATE_INITIALIZED"
     RUNNABLE = "TD_STATE_RUNNABLE"
+
+
+def operand_busy(result: SeamcallReturn) -> bool:
+    """tdx_operand_busy: the one status that KVM answers with another try. PREVIOUS_TLB_EPOCH_BUSY is a bug of its own."""
+    return result.status is Status.TDX_OPERAND_BUSY
 
 
 class KvmTdx:

@@ -10,7 +10,7 @@ from mmu.errno import Errno
 from mmu.fault import RetPf, kvm_mmu_do_page_fault
 from mmu.vcpu_ops import GIVE_UP, VmOps, access_of
 from sim import Steps
-from tdx.kvm.state import KvmTdx
+from tdx.kvm.state import KvmTdx, operand_busy
 from tdx.module import (
     AcceptResult,
     PageType,
@@ -84,7 +84,7 @@ class TdxOps(VmOps):
         result = yield from tdh_vp_enter(
             tdx.module, tdvpr_pfn=tdx.tdvpr[vcpu.index], lp=tdx.lps[vcpu.pcpu.index], guest=guest
         )
-        if result.is_busy and result.exit is None:
+        if operand_busy(result) and result.exit is None:
             self.kernel.reached("vp_enter_busy")
             return None
         if result.exit is None:

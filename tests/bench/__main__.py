@@ -1,0 +1,268 @@
+"""`python -m tests.bench`: how fast the model is, as ratios measured side by side in one run.
+
+Every figure is the median of several repetitions, and what is compared is interleaved: a, b, a, b, ... So a busy machine
+slows both sides of a ratio alike. Absolute rates are printed too, but only ratios can be compared between machines.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import simpy
+
+from scenarios.build import build
+from scenarios.loading import load
+from scenarios.run import prepare
+from sim import Kernel, explore
+from sim.events import EventLog
+
+REPETITIONS = 5
+BARE_STEPS = 200_000
+PROCESSES = (8, 64)
+VCPUS = (1, 8, 64, 256)
+PAGES_PER_VCPU = 32
+WIDTH = 66
+
+FRESH_PAGES = """\
+scenario: bench
+question: What does a first touch cost?
+machine: {{pcpus: {vcpus}}}
+td: {{vcpus: {vcpus}}}
+memory:
+  - {{slot: 0, base: 0x40000000, size: {size}, backing: 4K, initially: private}}
+threads:
+  vcpu*:
+    - accept: {{at: 0x40000000, size: {size}, order: 4K, policy: lazy, share: true}}
+"""
+PROTOCOL = """\
+scenario: bench
+question: Can a fault install what a conversion has zapped?
+machine: {pcpus: 3}
+td: {vcpus: 2}
+memory:
+  - {slot: 0, base: 0x1000000, size: 2M, backing: 4K, initially: private}
+threads:
+  vcpu*: [{accept: {at: 0x1000000, size: 4K, order: 4K}}]
+  host0: [{set_memory_attributes: {at: 0x1000000, size: 4K, to: shared}}]
+"""
+
+
+def scenario_of(text: str):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "bench.yaml"
+        file.write_text(text, encoding="utf-8")
+        return load(file)
+
+
+def fresh_pages(vcpus: int, pages_per_vcpu: int):
+    return scenario_of(FRESH_PAGES.format(vcpus=vcpus, size=hex(vcpus * pages_per_vcpu * 4096)))
+
+
+# One sample each: steps (or executions) a second.
+
+
+def bare_simpy(processes: int) -> float:
+    env = simpy.Environment()
+
+    def process(turns: int):
+        for _ in range(turns):
+            yield env.timeout(1)
+
+    for _ in range(processes):
+        env.process(process(BARE_STEPS // processes))
+    began_s = perf_counter()
+    env.run()
+    return BARE_STEPS / (perf_counter() - began_s)
+
+
+def bare_threads(kernel: Kernel, threads: int, steps: int) -> None:
+    def thread(cell, turns: int):
+        for turn in range(turns):
+            kernel.spend(1)
+            yield cell.write_once(turn)
+
+    for n in range(threads):
+        kernel.thread(f"t{n}", thread(kernel.cell(f"x{n}", 0), steps // threads))
+
+
+def bare_kernel(processes: int) -> float:
+    kernel = Kernel()
+    bare_threads(kernel, processes, BARE_STEPS)
+    began_s = perf_counter()
+    kernel.execute()
+    return kernel.steps / (perf_counter() - began_s)
+
+
+def by_random(processes: int) -> float:
+    began_s = perf_counter()
+    report = explore(
+        lambda kernel: bare_threads(kernel, processes, BARE_STEPS // 2), executions=1, max_steps=BARE_STEPS
+    )
+    return report.steps / (perf_counter() - began_s)
+
+
+def model(scenario, *, log: bool = False) -> float:
+    kernel = Kernel(stop_at_finding=False)
+    prepare(kernel, scenario)
+    with tempfile.TemporaryFile() as file:
+        if log:
+            kernel.events = EventLog(file)
+        began_s = perf_counter()
+        kernel.execute()
+        if kernel.events is not None:
+            kernel.events.close()
+        lasted_s = perf_counter() - began_s
+    assert not kernel.findings, kernel.findings
+    return kernel.steps / lasted_s
+
+
+def model_by_random(scenario) -> tuple[float, float]:
+    """Executions and steps a second, building the world included."""
+    began_s = perf_counter()
+    report = explore(lambda kernel: void(build(kernel, scenario)), strategy="random", executions=200)
+    lasted_s = perf_counter() - began_s
+    assert report.executions == 200
+    return report.executions / lasted_s, report.steps / lasted_s
+
+
+def void(_: object) -> None:
+    """Worlds return nothing."""
+
+
+# Comparing.
+
+
+def side_by_side(
+    *samples: Callable[[], float], repetitions: int = REPETITIONS
+) -> tuple[list[float], list[float]]:
+    """The median of each sample's rates, and of its ratios first/own within one round (times over the first's)."""
+    rounds = [[sample() for sample in samples] for _ in range(repetitions)]
+    rates = [median(column) for column in zip(*rounds, strict=True)]
+    ratios = [median(one[0] / one[n] for one in rounds) for n in range(len(samples))]
+    return rates, ratios
+
+
+def line(what: str, figure: str, target: str = "") -> None:
+    print(f"{what:{WIDTH}} {figure:>14}   {target}", flush=True)
+
+
+def steps_against_simpy() -> None:
+    line("step of ... against a bare SimPy timeout, same process count", "x", "target (dream)")
+    for n in PROCESSES:
+        scenario = fresh_pages(n, 1024 // n)
+        rates, ratios = side_by_side(
+            partial(bare_simpy, n),
+            partial(bare_kernel, n),
+            partial(model, scenario),
+            partial(by_random, n),
+        )
+        line(f"  bare SimPy timeout, {n} processes", f"{rates[0] / 1e6:.2f} M/s")
+        line(
+            f"  sim.Kernel, cell writes in time order, {n} threads", f"{ratios[1]:.2f} x", "at most 2 x (1 x)"
+        )
+        line(
+            f"  full model, timing run, events off, {n} vCPUs on fresh pages",
+            f"{ratios[2]:.2f} x",
+            "at most 2 x (1 x)",
+        )
+        line(
+            f"  sim.Kernel under random, no checkers, {n} threads",
+            f"{ratios[3]:.2f} x",
+            "at most 1.5 x (1 x)",
+        )
+
+
+def event_log() -> None:
+    scenario = fresh_pages(8, 64)
+    rates, ratios = side_by_side(partial(model, scenario), partial(model, scenario, log=True))
+    print()
+    line("event log, 8 vCPUs on fresh pages", "", "")
+    line("  off", f"{rates[0] / 1e6:.2f} M steps/s", "nothing measurable")
+    line("  on, streaming to a file", f"{ratios[1]:.2f} x", "no target")
+
+
+def executions() -> None:
+    scenario = scenario_of(PROTOCOL)
+    samples = [model_by_random(scenario) for _ in range(REPETITIONS)]
+    rate, steps = (median(column) for column in zip(*samples, strict=True))
+    print()
+    line(
+        "executions a second, full model, 2 vCPUs fault a page + 1 conversion",
+        f"{rate:.0f} /s",
+        "1,000 (5,000)",
+    )
+    line(
+        "  the same in steps (build, checks of the model's own properties included)",
+        f"{steps / 1e6:.2f} M/s",
+        "no target",
+    )
+
+
+def cost_per_fault() -> None:
+    print()
+    line(
+        f"cost of a private 4K fault with its accept, {PAGES_PER_VCPU} pages a vCPU", "", "flat within 1.5 x"
+    )
+    first_us = 0.0
+    for n in VCPUS:
+        scenario = fresh_pages(n, PAGES_PER_VCPU)
+        seconds, steps = [], 0
+        for _ in range(3 if n > 8 else 9):
+            kernel = Kernel(stop_at_finding=False)
+            prepare(kernel, scenario)
+            began_s = perf_counter()
+            kernel.execute()
+            seconds.append(perf_counter() - began_s)
+            steps = kernel.steps
+        us = median(seconds) / (n * PAGES_PER_VCPU) * 1e6
+        first_us = first_us or us
+        line(
+            f"  {n:3} vCPUs   {steps / (n * PAGES_PER_VCPU):6.1f} steps a fault   {us / first_us:4.2f} x of one vCPU",
+            f"{us:.0f} us",
+        )
+
+
+def start_up() -> None:
+    program = Path(sys.executable).with_name("tdsim")
+    library = Path(__file__).resolve().parents[2] / "scenarios" / "library" / "fault-vs-convert.yaml"
+
+    def seconds(*arguments: str) -> float:
+        began_s = perf_counter()
+        subprocess.run([str(program), *arguments], check=True, capture_output=True)
+        return perf_counter() - began_s
+
+    print()
+    line("start-up, whole process", "", "")
+    bare = []
+    for _ in range(REPETITIONS):
+        began_s = perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare.append(perf_counter() - began_s)
+    line("  python -c pass, for comparison", f"{median(bare):.3f} s")
+    line("  tdsim --help", f"{median(seconds('--help') for _ in range(REPETITIONS)):.3f} s", "0.15 s")
+    line(
+        "  tdsim check",
+        f"{median(seconds('check', str(library)) for _ in range(REPETITIONS)):.3f} s",
+        "0.3 s",
+    )
+
+
+def main() -> None:
+    began_s = perf_counter()
+    print(f"tdsim bench: medians, interleaved; Python {sys.version.split()[0]}, SimPy {simpy.__version__}\n")
+    steps_against_simpy()
+    event_log()
+    executions()
+    cost_per_fault()
+    start_up()
+    print(f"\nmeasured in {perf_counter() - began_s:.0f} s")
+
+
+main()

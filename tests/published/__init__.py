@@ -1,0 +1,1 @@
+"""Published figures against the model's. Run with `-s` or `-rP` to read the tables."""
