@@ -8,6 +8,7 @@ Source: arch/x86/kvm/mmu/mmu.c (kvm_mmu_faultin_pfn, kvm_tdp_mmu_page_fault), mm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 
 from mmu import gmem, invalidate
@@ -29,7 +30,7 @@ from mmu.spte import (
 from mmu.tdp_iter import TdpIter
 from mmu.tdp_mmu import free_sp, init_child_sp, tdp_mmu_link_sp, tdp_mmu_set_spte_atomic
 from mmu.vm import Kvm
-from sim import Steps
+from sim import Cell, Steps
 from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_4K, Gfn, Gpa, Pfn, PgLevel, gfn_of
 from vcpu.vcpu import FREE_OBSOLETE_ROOTS, Vcpu
 
@@ -47,9 +48,13 @@ class RetPf(IntEnum):
 
 
 class VcpuMmu:
-    """A vCPU's roots and caches (vcpu->arch.mmu). Touched by the vCPU's own thread alone."""
+    """A vCPU's roots and caches (vcpu->arch.mmu). Touched by the vCPU's own thread alone.
+
+    `retry_on` is why the last pass came to RET_PF_RETRY: a word, and when it is worth another try.
+    """
 
     def __init__(self, caches: VcpuCaches) -> None:
+        self.retry_on: tuple[Cell[int], Callable[[int], bool]] | None = None
         self.root: KvmMmuPage | None = None
         self.mirror_root: KvmMmuPage | None = None
         self.caches = caches
@@ -94,6 +99,29 @@ class PageFault:
         self.error = 0
 
 
+def no_window(in_progress: int) -> bool:
+    """No invalidation is open any more; the hull of ranges does not shrink before."""
+    return in_progress == 0
+
+
+def thawed(spte: int) -> bool:
+    """The thread that froze a mirror SPTE has written its outcome."""
+    return not is_frozen_spte(spte)
+
+
+def await_retry(kvm: Kvm, vcpu: Vcpu) -> Steps[None]:
+    """Wait until another pass can come to something else. The kernel spins (cond_resched); nothing else differs.
+
+    Holds what the spinning vCPU would hold: SRCU. So a retry that cannot end is a deadlock in the report.
+    """
+    mmu: VcpuMmu = vcpu.arch
+    awaited, mmu.retry_on = mmu.retry_on, None
+    if awaited is not None:
+        kvm.kernel.reached("fault_awaited_retry")
+        word, changed = awaited
+        yield word.wait_until(changed)
+
+
 Outcome = RetPf | Errno
 """A RET_PF_* value, or an errno that goes to userspace (negative in the kernel)."""
 
@@ -118,7 +146,7 @@ def kvm_mmu_do_page_fault(
     if mmu.caches.topup():  # F14
         return Errno.ENOMEM, PG_LEVEL_4K
     kernel.charge("kvm_tdx_fault_sw" if kvm.has_mirror else "kvm_fault_sw_vmx")
-    outcome: Outcome = yield from kvm_mmu_faultin_pfn(kvm, fault)
+    outcome: Outcome = yield from kvm_mmu_faultin_pfn(kvm, mmu, fault)
     if outcome is RetPf.CONTINUE:
         outcome = yield from kvm_tdp_mmu_page_fault(kvm, vcpu, fault)
     if isinstance(outcome, RetPf):
@@ -130,7 +158,7 @@ def kvm_mmu_do_page_fault(
     return outcome, fault.goal_level
 
 
-def kvm_mmu_faultin_pfn(kvm: Kvm, fault: PageFault) -> Steps[Outcome]:
+def kvm_mmu_faultin_pfn(kvm: Kvm, mmu: VcpuMmu, fault: PageFault) -> Steps[Outcome]:
     """F20 to F2A: find the frame. CONTINUE means `fault.pfn` is set and a page reference is held."""
     kernel = kvm.kernel
     if kvm.direct_bits and fault.gfn & kvm.direct_bits:  # F20
@@ -150,12 +178,14 @@ def kvm_mmu_faultin_pfn(kvm: Kvm, fault: PageFault) -> Steps[Outcome]:
         return Errno.EAGAIN if fault.prefetch else RetPf.RETRY
     if (yield from invalidate.mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, fault.gfn)):  # F26
         kernel.reached("fault_met_invalidation")
+        mmu.retry_on = kvm.mmu_invalidate_in_progress, no_window
         return RetPf.RETRY
     outcome = yield from __kvm_mmu_faultin_pfn(kvm, fault, slot)  # F27
     if outcome is not RetPf.CONTINUE:
         return outcome  # F29
     if (yield from invalidate.mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, fault.gfn)):  # F2A
         kernel.reached("fault_met_invalidation")
+        mmu.retry_on = kvm.mmu_invalidate_in_progress, no_window
         release_page(kvm, fault)
         return RetPf.RETRY
     return RetPf.CONTINUE
@@ -188,6 +218,7 @@ def kvm_tdp_mmu_page_fault(kvm: Kvm, vcpu: Vcpu, fault: PageFault) -> Steps[RetP
     outcome = RetPf.RETRY
     if (yield from is_page_fault_stale(kvm, vcpu, fault)):  # F31
         kvm.kernel.reached("fault_found_stale")
+        mmu.retry_on = kvm.mmu_invalidate_in_progress, no_window
     else:
         root = mmu.root if kvm.is_direct_gpa(fault.addr) or not kvm.has_mirror else mmu.mirror_root  # F32
         assert root is not None
@@ -255,6 +286,8 @@ def kvm_tdp_mmu_map(kvm: Kvm, vcpu: Vcpu, fault: PageFault, root: KvmMmuPage) ->
         # F36, lowering the goal for tables that exist because of NX, needs the mitigation: not modelled for TDX CPUs.
         if is_frozen_spte(it.old_spte):  # F37
             kernel.reached("fault_met_frozen_spte")
+            if it.is_mirror:  # frozen entries of a direct table belong to a removed table, and stay
+                vcpu.arch.retry_on = it.sptep, thawed
             break
         if it.level == fault.goal_level:  # F38
             outcome = yield from tdp_mmu_map_handle_target_level(kvm, fault, it)  # F50

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmu.errno import Errno
-from mmu.fault import RetPf, kvm_mmu_do_page_fault
+from mmu.fault import RetPf, await_retry, kvm_mmu_do_page_fault
 from mmu.roots import kvm_mmu_load
 from mmu.vm import Kvm
 from sim import Steps
@@ -44,3 +44,4 @@ def _prefault(kvm: Kvm, vcpu: Vcpu, gpa: Gpa, *, private: bool) -> Steps[tuple[i
             return 0, level.pages
         if (yield vcpu.requests.read_once()) & VM_DEAD.mask:
             return -Errno.EIO, 1
+        yield from await_retry(kvm, vcpu)

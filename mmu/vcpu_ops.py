@@ -13,7 +13,7 @@ from mmu.conversion import kvm_vm_set_mem_attributes
 from mmu.ept_walk import ept_walk
 from mmu.errno import Errno
 from mmu.events import KvmPageFault
-from mmu.fault import Outcome, RetPf, kvm_mmu_do_page_fault
+from mmu.fault import Outcome, RetPf, await_retry, kvm_mmu_do_page_fault
 from mmu.gmem_paths import kvm_gmem_punch_hole
 from mmu.notifier import invalidate_hva_range
 from mmu.roots import kvm_mmu_free_obsolete_roots, kvm_mmu_load
@@ -145,6 +145,8 @@ class VmOps:
         outcome, _ = yield from kvm_mmu_do_page_fault(
             self.kvm, vcpu, guest_exit.gpa, access, is_private=private
         )
+        if outcome is RetPf.RETRY:
+            yield from await_retry(self.kvm, vcpu)
         return self.resolve(vcpu, guest_exit, outcome, private=private)
 
     def is_private_fault(self, gpa: Gpa) -> bool:

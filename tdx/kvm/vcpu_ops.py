@@ -7,7 +7,7 @@ Source: tdx.c (tdx_vcpu_load, tdx_vcpu_run, tdx_handle_exit, tdx_handle_ept_viol
 from __future__ import annotations
 
 from mmu.errno import Errno
-from mmu.fault import RetPf, kvm_mmu_do_page_fault
+from mmu.fault import RetPf, await_retry, kvm_mmu_do_page_fault
 from mmu.vcpu_ops import GIVE_UP, VmOps, access_of
 from sim import Steps
 from tdx.kvm.state import KvmTdx, operand_busy
@@ -153,6 +153,7 @@ class TdxOps(VmOps):
             slot = slots.find(gfn_of(gpa))
             if slot is not None and slot.invalid:
                 break
+            yield from await_retry(kvm, vcpu)
         if outcome is Errno.EIO:
             vcpu.shut_down = True
         return self.resolve(vcpu, guest_exit, outcome, private=private)
