@@ -35,26 +35,37 @@ def kvm_vm_set_mem_attributes(kvm: Kvm, gfns: GfnRange, *, private: bool) -> Ste
         yield kvm.slots_lock.unlock()
         return -Errno.ENOMEM
     slots = kvm.slots().overlapping(gfns.start, gfns.end)
+    if slots:
+        yield from _pre(kvm, slots, gfns, private=private)
+    for gfn in gfns.frames():
+        yield kvm.attributes.store(gfn, attributes)  # C9
+    if slots:
+        yield from _post(kvm, slots, gfns, attributes)
+    yield kvm.slots_lock.unlock()
+    kernel.count("convert.done")
+    kernel.record("convert", kernel.now_ns - began_ns)
+    return 0
+
+
+def _pre(kvm: Kvm, slots: list[Memslot], gfns: GfnRange, *, private: bool) -> Steps[None]:
+    """C4 to C8: open the window and zap, slot by slot; without a slot there is neither lock nor window."""
     yield kvm.mmu_lock.write_lock()
     yield from kvm_mmu_invalidate_begin(kvm)  # C4
     flush = False
     for slot in slots:
-        part = _within(slot, gfns)
-        flush |= yield from kvm_pre_set_memory_attributes(kvm, slot, part, private=private)
+        flush |= yield from kvm_pre_set_memory_attributes(kvm, slot, _within(slot, gfns), private=private)
     if flush:
         yield from kvm.flush_remote_tlbs()  # C8
     yield kvm.mmu_lock.write_unlock()  # C8
-    for gfn in gfns.frames():
-        yield kvm.attributes.store(gfn, attributes)  # C9
+
+
+def _post(kvm: Kvm, slots: list[Memslot], gfns: GfnRange, attributes: int) -> Steps[None]:
+    """C10, C11: close the window, then recompute which huge pages are mixed, in one critical section."""
     yield kvm.mmu_lock.write_lock()
     yield from kvm_mmu_invalidate_end(kvm)  # C10
     for slot in slots:
         yield from update_mixed(kvm, slot, _within(slot, gfns), attributes)  # C11
     yield kvm.mmu_lock.write_unlock()
-    yield kvm.slots_lock.unlock()
-    kernel.count("convert.done")
-    kernel.record("convert", kernel.now_ns - began_ns)
-    return 0
 
 
 def _within(slot: Memslot, gfns: GfnRange) -> GfnRange:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from mmu.conversion import kvm_vm_set_mem_attributes
 from mmu.ept_walk import ept_walk
-from mmu.errno import Errno
+from mmu.errno import Errno, errno_name
 from mmu.events import KvmPageFault
 from mmu.fault import Outcome, RetPf, await_retry, kvm_mmu_do_page_fault
 from mmu.gmem_paths import kvm_gmem_punch_hole
@@ -188,7 +188,9 @@ class VmOps:
     def user_exit(self, vcpu: Vcpu, code: int) -> Steps[bool]:
         """Answer an exit to userspace. Cost: `kvm_user_exit` for the way there and back."""
         asked = self.user_exits.pop(vcpu.index, None)
-        if code == GIVE_UP or asked is None:
+        if code < GIVE_UP:
+            self.kernel.count(f"vcpu.gave_up.{errno_name(code)}")
+        if code < 0 or asked is None:
             return False
         self.kernel.charge("kvm_user_exit")
         if isinstance(asked, MemoryFault):

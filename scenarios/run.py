@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from scenarios import output
 from scenarios.build import World, build
 from scenarios.costs import default_costs
-from scenarios.errors import nearest
+from scenarios.errors import ScenarioError, nearest
 from sim import Kernel
 from sim.costs import CostModel, constant, lognormal
 from sim.events import EventLog
-from sim.patches import Replacement, applied, read
+from sim.patches import BadPatch, Replacement, applied, read
 from sim.streams import Streams
 
 if TYPE_CHECKING:
@@ -62,9 +62,12 @@ def run_scenario(
     Args:
         events: `off`, `events`, or `accesses` (every step as well).
         out_dir: where the files go; None writes nothing.
-    Raises: ScenarioError: an unknown cost; BadPatch: a patch that cannot be used.
+    Raises: ScenarioError: an unknown cost, or a patch that cannot be used.
     """
-    replacements = [r for path in patches for r in read(path)]
+    try:
+        replacements = [r for path in patches for r in read(path)]
+    except BadPatch as error:
+        raise ScenarioError(str(error)) from error
     began_s = monotonic()
     with ExitStack() as stack:
         stack.enter_context(applied(replacements))

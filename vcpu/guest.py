@@ -217,15 +217,17 @@ class Guest:
         return status
 
     def _compute(self, vcpu: Vcpu, ns: int) -> Steps[GuestExit | None]:
-        """Run, and notice an interrupt when it comes."""
-        began_ns = self.kernel.now_ns
-        if not vcpu.interrupted:
-            yield vcpu.pcpu.interrupt.wait(ns, take=False)
-        left_ns = ns - (self.kernel.now_ns - began_ns)
-        if left_ns <= 0:
-            return None
-        vcpu.instruction = Compute(left_ns)
-        return EXTERNAL_INTERRUPT
+        """Run until done, until an interrupt comes, or until the time slice is over and somebody waits for the pCPU."""
+        kernel = self.kernel
+        end_ns = kernel.now_ns + ns
+        while True:
+            left_ns = end_ns - kernel.now_ns
+            if vcpu.interrupted and left_ns > 0:
+                vcpu.instruction = Compute(left_ns)
+                return EXTERNAL_INTERRUPT
+            if left_ns <= 0:
+                return None
+            yield vcpu.pcpu.interrupt.wait(min(left_ns, vcpu.slice_left_ns()), take=False)
 
     def _vmcall(self, vcpu: Vcpu, instruction: MapGpa) -> GuestExit | bool:
         """MapGPA exits; its result arrives with the next entry. RETRY carries on where the VMM stopped."""

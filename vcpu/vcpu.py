@@ -88,6 +88,14 @@ class Vcpu:
             bool(pcpu.run_queue) and self.kernel.now_ns - self.slice_began_ns >= TIME_SLICE_NS
         )
 
+    def slice_left_ns(self) -> int:
+        """What is left of the time slice; a slice that nobody else wanted begins anew."""
+        ran_ns = self.kernel.now_ns - self.slice_began_ns
+        if ran_ns >= TIME_SLICE_NS:
+            self.slice_began_ns = self.kernel.now_ns
+            return TIME_SLICE_NS
+        return TIME_SLICE_NS - ran_ns
+
 
 TIME_SLICE_NS = 3_000_000
 """What the host's scheduler lets a thread run when others wait (EEVDF's base slice on a small machine)."""

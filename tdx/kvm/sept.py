@@ -80,6 +80,9 @@ class TdxSept:
         if not tdx.hkid_assigned:  # Z1
             tdx.kvm.bug("a leaf is removed after the HKID was freed", gfn=hex(gfn))
             return -Errno.EIO
+        if level != PG_LEVEL_4K:
+            tdx.kvm.bug("a private mapping larger than 4K", gfn=hex(gfn))
+            return -Errno.EIO
         result = yield from tdh_do_no_vcpus(  # Z2
             tdx, lambda: tdh_mem_range_block(module, td=td, gpa=gpa, level=level)
         )

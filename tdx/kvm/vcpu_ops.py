@@ -52,15 +52,14 @@ class TdxOps(VmOps):
         """tdx_vcpu_load: on another pCPU than before, TDH.VP.FLUSH on the old one first, by IPI."""
         tdx = self.tdx
         associated = tdx.module.vcpu(tdx.tdvpr[vcpu.index]).assoc_lpid.peek()
-        if associated in (-1, vcpu.pcpu.index):
-            return
-        old = self.kvm.pcpus[associated]
-        yield from smp_call_function_many(self.kernel, [old], lambda: None, wait=True)
-        result = yield from tdh_vp_flush(tdx.module, tdvpr_pfn=tdx.tdvpr[vcpu.index], lp=tdx.lps[associated])
-        tdx.bug_on(result, "TDH.VP.FLUSH")
-        if previous is not None:
-            self.kernel.count("vcpu.migrated")
-            yield from super().load(vcpu, previous)
+        if associated not in (-1, vcpu.pcpu.index):
+            old = self.kvm.pcpus[associated]
+            yield from smp_call_function_many(self.kernel, [old], lambda: None, wait=True)
+            result = yield from tdh_vp_flush(
+                tdx.module, tdvpr_pfn=tdx.tdvpr[vcpu.index], lp=tdx.lps[associated]
+            )
+            tdx.bug_on(result, "TDH.VP.FLUSH")
+        yield from super().load(vcpu, previous)
 
     def flush_tlb(self, vcpu: Vcpu) -> None:
         """tdx_flush_tlb_all: a global INVEPT on this pCPU, for KVM does not know the private EPTP."""
