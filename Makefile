@@ -2,7 +2,9 @@
 #   make demo    one scenario as a timing run: what the commands and the output look like
 #   make test    lint, types, then every test except the soak runs
 #   make bench   the speed table, measured side by side on this machine
+#   make bench-peers   the three protocols of tests/bench/peers under tdsim, SPIN and Harmony (OPTIONS=--quick: minutes)
 #   make soak    the long searches
+#   make corpus  every known race planted, hunted by every strategy: docs/race-scoreboard.md
 #   make lint    ruff and mypy only
 #   make clean   removes .venv, out/ and caches
 
@@ -14,7 +16,7 @@ STAMP  := .venv/.stamp
 
 DEMO_SCENARIO := scenarios/library/fault-vs-convert.yaml
 
-.PHONY: demo test bench lint soak clean install
+.PHONY: demo test bench bench-peers lint soak clean install corpus
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -34,8 +36,14 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m tests.bench
 
+bench-peers: $(STAMP)
+	$(BIN)/python -m tests.bench.peers $(OPTIONS)
+
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
+
+corpus: $(STAMP)
+	$(BIN)/python -m tests.corpus --jobs 2 --write docs/race-scoreboard.md
 
 install: $(STAMP)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mmu.memslots import hugepage_test_mixed
 from sim import Cell, Kernel, Steps
 from sim.access import Access, ReadOnce
+from sim.dependence import READ, UPDATE, Touch, note
 from vcpu.addresses import LEVELS, PG_LEVEL_2M, Gfn, PgLevel
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sim import Thread
 
 KVM_MEMORY_ATTRIBUTE_PRIVATE = 1 << 3
+WORDS = "mem_attr_array.words"
+"""For searches that reorder accesses: which frames have a word of their own."""
 
 
 class LoadUntouched(Access):
@@ -41,6 +44,9 @@ class LoadUntouched(Access):
 
     def perform(self, thread: Thread) -> bool:
         return self.target.untouched_have(self.start, self.end, self.attrs)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((WORDS, READ),)
 
 
 class MemoryAttributes:
@@ -74,6 +80,7 @@ class MemoryAttributes:
         """The frame's word."""
         cell = self._cells.get(gfn)
         if cell is None:
+            note(WORDS, UPDATE)
             cell = self._cells[gfn] = Cell(f"mem_attr[gfn {gfn:#x}]", self._initial(gfn))
         return cell
 
@@ -88,6 +95,7 @@ class MemoryAttributes:
     def peek(self, gfn: int) -> int:
         """The frame's attributes, for observers; makes no word."""
         cell = self._cells.get(gfn)
+        note(f"mem_attr[gfn {gfn:#x}]", READ)
         return self._initial(gfn) if cell is None else cell.v
 
     def peek_private(self, gfn: int) -> bool:
@@ -160,6 +168,7 @@ class MemoryAttributes:
         return self._values[bisect_right(self._starts, gfn) - 1]
 
     def _touched(self, start: int, end: int) -> list[int]:
+        note(WORDS, READ)
         cells = self._cells
         if len(cells) < end - start:
             return sorted(gfn for gfn in cells if start <= gfn < end)

@@ -37,6 +37,10 @@ def kvm_vm_set_mem_attributes(kvm: Kvm, gfns: GfnRange, *, private: bool) -> Ste
     slots = kvm.slots().overlapping(gfns.start, gfns.end)
     if slots:
         yield from _pre(kvm, slots, gfns, private=private)
+        for slot in slots:
+            kvm.promise_unmapped(
+                "KVM_SET_MEMORY_ATTRIBUTES", _within(slot, gfns), direct=private, mirror=not private
+            )
     for gfn in gfns.frames():
         yield kvm.attributes.store(gfn, attributes)  # C9
     if slots:

@@ -11,9 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mmu.page_table import KvmMmuPage
-    from sim import Steps
+    from sim import Cell, Steps
     from vcpu.addresses import Gfn, PgLevel
+
+
+Awaited = tuple["Cell[int]", "Callable[[int], bool]"]
+"""A word, and the condition that somebody waits for."""
 
 
 class ExternalSpt(Protocol):
@@ -27,6 +33,9 @@ class ExternalSpt(Protocol):
 
     def remove_external_spte(self, gfn: Gfn, level: PgLevel, old_spte: int) -> Steps[int]:
         """A leaf has been removed from the mirror. mmu_lock write."""
+
+    def awaited(self) -> Awaited | None:
+        """What the running thread's last -EBUSY was about: the word, and when another try is worth it. Asked once."""
 
     def free_external_spt(self, gfn: Gfn, level: PgLevel, sp: KvmMmuPage) -> Steps[int]:
         """A table page is to be taken back; a failure leaks it on purpose."""

@@ -50,11 +50,13 @@ class RetPf(IntEnum):
 class VcpuMmu:
     """A vCPU's roots and caches (vcpu->arch.mmu). Touched by the vCPU's own thread alone.
 
-    `retry_on` is why the last pass came to RET_PF_RETRY: a word, and when it is worth another try.
+    `retry_on` is why the last pass came to RET_PF_RETRY: a word, and when it is worth another try. `invalid_slot` is the
+    slot in whose deletion the last pass came: only when it has gone another try is worth it.
     """
 
     def __init__(self, caches: VcpuCaches) -> None:
         self.retry_on: tuple[Cell[int], Callable[[int], bool]] | None = None
+        self.invalid_slot: Memslot | None = None
         self.root: KvmMmuPage | None = None
         self.mirror_root: KvmMmuPage | None = None
         self.caches = caches
@@ -112,10 +114,19 @@ def thawed(spte: int) -> bool:
 def await_retry(kvm: Kvm, vcpu: Vcpu) -> Steps[None]:
     """Wait until another pass can come to something else. The kernel spins (cond_resched); nothing else differs.
 
-    Holds what the spinning vCPU would hold: SRCU. So a retry that cannot end is a deadlock in the report.
+    Holds what the spinning vCPU would hold: SRCU. So a retry that cannot end is a deadlock in the report. A fault that met
+    an INVALID slot goes round through the guest, where SRCU is dropped (V7): so it is here.
     """
     mmu: VcpuMmu = vcpu.arch
+    slot, mmu.invalid_slot = mmu.invalid_slot, None
+    if slot is not None:
+        yield kvm.srcu.read_unlock()
+        yield kvm.memslots.cell.wait_until(lambda slots: slot not in slots)
+        yield kvm.srcu.read_lock()
     awaited, mmu.retry_on = mmu.retry_on, None
+    kvm.kernel.retried("page fault")
+    if awaited is None and kvm.external is not None:
+        awaited = kvm.external.awaited()
     if awaited is not None:
         kvm.kernel.reached("fault_awaited_retry")
         word, changed = awaited
@@ -175,7 +186,10 @@ def kvm_mmu_faultin_pfn(kvm: Kvm, mmu: VcpuMmu, fault: PageFault) -> Steps[Outco
         return Errno.EFAULT if fault.is_private else RetPf.EMULATE
     if slot.invalid:  # F25
         kernel.reached("fault_met_invalid_slot")
-        return Errno.EAGAIN if fault.prefetch else RetPf.RETRY
+        if fault.prefetch:
+            return Errno.EAGAIN
+        mmu.invalid_slot = slot
+        return RetPf.RETRY
     if (yield from invalidate.mmu_invalidate_retry_gfn_unsafe(kvm, fault.mmu_seq, fault.gfn)):  # F26
         kernel.reached("fault_met_invalidation")
         mmu.retry_on = kvm.mmu_invalidate_in_progress, no_window

@@ -16,6 +16,7 @@ from mmu.errno import EFAULT, EHWPOISON, EINVAL, EIO, ENOMEM, Errno
 from mmu.host_memory import ORDER_1G, ORDER_2M, HostMemory
 from mmu.memslots import GmemBinding, Memslot
 from sim import Cell, Kernel, Mutex, Steps
+from sim.dependence import WRITE, note
 from vcpu.addresses import Pfn
 
 
@@ -63,7 +64,7 @@ class GmemInode:
         self.host_memory = host_memory
         self.pages = pages
         self.order = order
-        self.invalidate_lock = kernel.rwlock("gmem.invalidate_lock")
+        self.invalidate_lock = kernel.rwsem("gmem.invalidate_lock")
         self.nrpages: Cell[int] = Cell("gmem.nrpages", 0)
         self.files: list[GmemFile] = []
         self._cells: dict[tuple[int, int], Cell[GmemFolio | None]] = {}
@@ -134,10 +135,12 @@ class GmemInode:
             yield fresh.lock.lock()
             raced = (yield cell.cmpxchg(None, fresh)) is not None
             if not raced and cell is self.cell(index):
+                note(self.nrpages.name, WRITE)
                 self.nrpages.v += 1 << order
                 memory.get_page(pfn)  # one reference is the file's
                 return fresh
             if not raced:
+                note(cell.name, WRITE)
                 cell.v = None
             yield fresh.lock.unlock()
             memory.free(pfn, order)
@@ -171,6 +174,7 @@ class GmemInode:
         """Take a locked folio out of the file, and drop the file's reference."""
         yield folio.mapped.write(False)
         yield cell.write_once(None)
+        note(self.nrpages.name, WRITE)
         self.nrpages.v -= 1 << folio.order
         self.host_memory.put_page(folio.pfn)
 
@@ -193,11 +197,13 @@ class GmemInode:
             return
         memory.put_page(folio.pfn)
         memory.split(folio.pfn, folio.order)
+        note(cell.name, WRITE)  # whoever looks this index up next looks at another word
         self._split.add(folio.index)
         for offset in range(1 << folio.order):
             index = folio.index + offset
             if start <= index < end:
                 memory.free(folio.pfn + offset)
+                note(self.nrpages.name, WRITE)
                 self.nrpages.v -= 1
             else:
                 page = GmemFolio(self.kernel, index, Pfn(folio.pfn + offset), 0, uptodate=uptodate)

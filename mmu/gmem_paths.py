@@ -20,6 +20,8 @@ def kvm_gmem_punch_hole(kvm: Kvm, file: GmemFile, start: int, end: int) -> Steps
     lock = file.inode.invalidate_lock
     yield lock.write_lock()
     yield from kvm_gmem_invalidate_begin(kvm, file, start, end)
+    for gfns in bound_ranges(file, start, end):
+        kvm.promise_unmapped("fallocate(PUNCH_HOLE)", gfns, direct=False, mirror=True)
     yield from file.inode.truncate_range(start, end)
     yield from kvm_gmem_invalidate_end(kvm, file, start, end)
     yield lock.write_unlock()

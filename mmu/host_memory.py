@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple, NewType
 
 from sim import Cell, Kernel, ModelBug, Steps
+from sim.dependence import READ, UPDATE, WRITE, note
 from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Pfn, PgLevel
 
 Hva = NewType("Hva", int)
@@ -34,6 +35,15 @@ def level_for_order(order: int) -> PgLevel:
     if order >= ORDER_1G:
         return PG_LEVEL_1G
     return PG_LEVEL_2M if order >= ORDER_2M else PG_LEVEL_4K
+
+
+FRAMES = "frames"
+"""For searches that reorder accesses: who gets which frame depends on the order of allocations."""
+
+
+def _frame(pfn: int) -> str:
+    """For searches that reorder accesses: a block of frames, by its first."""
+    return f"frame[{pfn:#x}]"
 
 
 class Allocation:
@@ -92,6 +102,7 @@ class HostMemory:
         return None if block is None else self._hand_out(block, order, what)
 
     def _hand_out(self, block: int, order: int, what: str) -> Pfn:
+        note(_frame(block), WRITE)
         self._blocks[block] = Allocation(order, what)
         if order not in self._orders:
             self._orders.append(order)
@@ -101,6 +112,7 @@ class HostMemory:
         return Pfn(block)
 
     def _take(self, order: int) -> int | None:
+        note(FRAMES, WRITE)
         for size, blocks in sorted(self._free.items()):
             if size >= order and blocks:
                 block, _ = blocks.popitem()
@@ -129,6 +141,8 @@ class HostMemory:
         self._release(pfn, order)
 
     def _release(self, pfn: int, order: int) -> None:
+        note(FRAMES, WRITE)
+        note(_frame(pfn), WRITE)
         del self._blocks[pfn]
         self.in_use -= 1 << order
         for hook in self.on_free:
@@ -146,6 +160,7 @@ class HostMemory:
         if head is None:
             self.kernel.find("uaf-page", f"{self.describe(pfn)} is taken a reference to")
         else:
+            note(_frame(head), UPDATE)
             self._blocks[head].refs += 1
 
     def put_page(self, pfn: int) -> None:
@@ -154,6 +169,7 @@ class HostMemory:
         if head is None:
             self.kernel.find("refcount", f"{self.describe(pfn)} is dropped a reference to")
             return
+        note(_frame(head), UPDATE)  # the order of two shows only if one of them is the last, which is a store
         block = self._blocks[head]
         block.refs -= 1
         if not block.refs:
@@ -162,10 +178,12 @@ class HostMemory:
     def refs(self, pfn: int) -> int:
         """References to the block of a frame, for observers and for whoever holds the folio lock; 0 if it is free."""
         head = self._head(pfn)
+        note(_frame(pfn if head is None else head), READ)
         return 0 if head is None else self._blocks[head].refs
 
     def split(self, pfn: int, order: int) -> None:
         """Make single frames, with one reference each, of a block with one reference."""
+        note(_frame(pfn), WRITE)
         block = self._blocks.pop(pfn)
         assert block.order == order, f"{pfn:#x} is of order {block.order}"
         assert block.refs == 1, f"{pfn:#x} has {block.refs} references"
@@ -188,6 +206,10 @@ class HostMemory:
         """Say that somebody uses a frame: a finding if it is nobody's."""
         if self._head(pfn) is None:
             self.kernel.find("uaf-page", f"{self.describe(pfn)} is {how}")
+
+    def frames_of(self, what: str) -> int:
+        """How many frames are in use for that, for observers."""
+        return sum(1 << block.order for block in self._blocks.values() if block.what == what)
 
     def owner(self, pfn: int) -> str | None:
         """What the frame was allocated for; None if it is free."""

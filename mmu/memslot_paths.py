@@ -15,9 +15,15 @@ from vcpu.addresses import Gfn, GfnRange
 
 
 def swap_memslots(kvm: Kvm, change: str, slot: Memslot) -> Steps[None]:
-    """kvm_swap_active_memslots: publish a new set when no MMU-notifier window is open, then wait for the readers."""
-    yield kvm.mn_active_invalidate_count.wait_until(lambda count: count == 0)
+    """kvm_swap_active_memslots: publish a new set when no MMU-notifier window is open, then wait for the readers.
+
+    The count is looked at under the lock, which is dropped only to sleep.
+    """
     yield kvm.mn_invalidate_lock.lock()
+    while (yield kvm.mn_active_invalidate_count.read()):
+        yield kvm.mn_invalidate_lock.unlock()
+        yield kvm.mn_active_invalidate_count.wait_until(lambda count: count == 0)
+        yield kvm.mn_invalidate_lock.lock()
     slots = kvm.slots()
     changed = slots.without(slot.id) if change == "delete" else slots.with_slot(slot)
     yield kvm.memslots.publish(changed)
@@ -37,6 +43,8 @@ def invalidate_memslot(kvm: Kvm, slot: Memslot) -> Steps[None]:
     """kvm_invalidate_memslot: publish the INVALID copy, wait, zap."""
     yield from swap_memslots(kvm, "invalidate", slot.invalidated())
     yield from kvm_arch_flush_shadow_memslot(kvm, slot)
+    gfns = GfnRange(slot.base_gfn, slot.end_gfn)
+    kvm.promise_unmapped("a memslot's invalidation", gfns, direct=True, mirror=True)
 
 
 def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: Memslot) -> Steps[None]:
@@ -55,6 +63,7 @@ def delete_memslot(kvm: Kvm, slot: Memslot) -> Steps[None]:
     yield kvm.slots_lock.lock()
     yield from invalidate_memslot(kvm, slot)
     yield from swap_memslots(kvm, "delete", slot)
+    slot.free()
     yield kvm.slots_lock.unlock()
     kvm.kernel.count("memslot.deleted")
 

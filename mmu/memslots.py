@@ -172,8 +172,9 @@ class Memslot:
 
     def free(self) -> None:
         """kvm_free_memslot, after SRCU readers have gone: lpage_info is poisoned."""
-        for cell in self._lpage_info.values():
-            free_cell(cell)
+        for level in HUGE_LEVELS:
+            for gfn in range(self.base_gfn & -level.pages, self.end_gfn, level.pages):
+                free_cell(self.disallow_lpage(level, gfn))
 
     def _init_mixed(self, attributes: MemoryAttributes) -> None:
         """Only a huge page in which attributes change is mixed, so look at the changes instead of at all pages."""
@@ -256,12 +257,18 @@ class Memslots:
         return Memslots(tuple(old for old in self.slots if old.id != slot_id), self.generation + 1)
 
 
+class MemslotsCell(Cell[Memslots]):
+    """The word that says which set is current; a class of its own, so that observers find its readers."""
+
+    __slots__ = ()
+
+
 class MemslotsPointer:
     """kvm->memslots: the word that says which set is current, and the SRCU domain that keeps the others alive."""
 
     def __init__(self, kernel: Kernel, memslots: Memslots | None = None) -> None:
         self.srcu: Srcu = kernel.srcu("kvm.srcu")
-        self.cell: Cell[Memslots] = Cell("kvm.memslots", memslots if memslots is not None else Memslots())
+        self.cell = MemslotsCell("kvm.memslots", memslots if memslots is not None else Memslots())
 
     def load(self) -> LoadAcquire[Memslots]:
         """srcu_dereference: read the current set, inside a read section of `srcu`."""

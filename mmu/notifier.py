@@ -18,6 +18,8 @@ from vcpu.addresses import GfnRange
 def invalidate_hva_range(kvm: Kvm, start: int, end: int) -> Steps[None]:
     """What munmap, migration or swap-out of host addresses [start, end) does: start, unmap, end."""
     yield from invalidate_range_start(kvm, start, end)
+    for _, first, last in kvm.slots().overlapping_hva(start, end):
+        kvm.promise_unmapped("an MMU notifier's start", GfnRange(first, last), direct=True, mirror=False)
     yield from kvm.primary.unmap(start, end)
     yield from invalidate_range_end(kvm, start, end)
     kvm.kernel.count("notifier.done")

@@ -13,8 +13,12 @@ from mmu.page_table import KvmMmuPage
 from mmu.tdp_mmu import free_sp
 from mmu.vm import Kvm
 from sim import Steps
+from sim.dependence import READ, WRITE, note
 from vcpu.addresses import LEVELS
 from vcpu.vcpu import Vcpu
+
+ROOTS = "tdp_mmu_roots"
+"""For searches that reorder accesses: the list of roots, which is read under RCU and changed under tdp_mmu_pages_lock."""
 
 
 def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> Steps[int]:
@@ -31,6 +35,7 @@ def kvm_mmu_load(kvm: Kvm, vcpu: Vcpu) -> Steps[int]:
 def kvm_tdp_mmu_alloc_root(kvm: Kvm, mmu: VcpuMmu, *, mirror: bool) -> Steps[KvmMmuPage]:
     """Find a valid root of this kind and take a reference, or make one (refcount 2: this vCPU and the MMU)."""
     yield kvm.mmu_lock.read_lock()
+    note(ROOTS, READ)
     for root in list(kvm.tdp_mmu_roots):
         if (yield from _match(root, mirror=mirror)) and (yield from get_root(root)):
             yield kvm.mmu_lock.read_unlock()
@@ -42,6 +47,7 @@ def kvm_tdp_mmu_alloc_root(kvm: Kvm, mmu: VcpuMmu, *, mirror: bool) -> Steps[Kvm
     else:
         root = kvm.page_tables.add(mmu.caches.alloc_root(LEVELS[kvm.root_level], mirror=mirror))
         root.root_count.v = 2
+        note(ROOTS, WRITE)
         kvm.tdp_mmu_roots.append(root)
     yield kvm.tdp_mmu_pages_lock.unlock()
     yield kvm.mmu_lock.read_unlock()
@@ -62,11 +68,15 @@ def get_root(root: KvmMmuPage) -> Steps[bool]:
 
 def kvm_tdp_mmu_put_root(kvm: Kvm, root: KvmMmuPage) -> Steps[None]:
     """Drop a reference; the last one takes the root off the list and frees it after a grace period."""
-    if (yield root.root_count.fetch_add(-1)) > 1:
+    references = yield root.root_count.fetch_add(-1)
+    if references < 1:
+        kvm.kernel.find("refcount", f"refcount_t: underflow: {root} is put more often than got")
+    if references != 1:
         return
     if not (yield root.invalid.read()):
         kvm.bug("the last reference to a valid root was put")
     yield kvm.tdp_mmu_pages_lock.lock()
+    note(ROOTS, WRITE)
     kvm.tdp_mmu_roots.remove(root)
     yield kvm.tdp_mmu_pages_lock.unlock()
     kvm.rcu.call(f"free {root}", lambda: free_sp(kvm, root))
@@ -110,6 +120,7 @@ def kvm_tdp_mmu_invalidate_roots(kvm: Kvm, *, mirror: bool) -> Steps[int]:
 def valid_roots(kvm: Kvm, *, direct: bool, mirror: bool, invalid: bool) -> Steps[list[KvmMmuPage]]:
     """for_each_tdp_mmu_root_yield_safe: the roots of these kinds, each with a reference that the caller must put."""
     found = []
+    note(ROOTS, READ)
     for root in list(kvm.tdp_mmu_roots):
         is_invalid = yield root.invalid.read()
         wanted = invalid if is_invalid else mirror if root.is_mirror else direct

@@ -15,6 +15,7 @@ from mmu.errno import Errno, errno_name
 from mmu.events import KvmPageFault
 from mmu.fault import Outcome, RetPf, await_retry, kvm_mmu_do_page_fault
 from mmu.gmem_paths import kvm_gmem_punch_hole
+from mmu.ledgers import DIRECT
 from mmu.notifier import invalidate_hva_range
 from mmu.roots import kvm_mmu_free_obsolete_roots, kvm_mmu_load
 from mmu.vm import Kvm
@@ -95,7 +96,7 @@ class VmOps:
 
     def reload_mmu(self, vcpu: Vcpu) -> Steps[int]:
         """V3: kvm_mmu_reload."""
-        if (yield vcpu.requests.read_once()) & FREE_OBSOLETE_ROOTS.mask:
+        if (yield from self._check_request(vcpu, FREE_OBSOLETE_ROOTS)):
             yield from kvm_mmu_free_obsolete_roots(self.kvm, vcpu)
         if vcpu.arch.root is not None:
             return 1
@@ -161,6 +162,7 @@ class VmOps:
     def resolve(self, vcpu: Vcpu, guest_exit: GuestExit, outcome: Outcome, *, private: bool) -> int:
         """What a fault's outcome means for the loop (reference 3.9)."""
         retried = outcome is RetPf.RETRY
+        self.kernel.retried("guest access")
         vcpu.fault_name = "fault.retry" if retried else "fault.private" if private else "fault.shared"
         if isinstance(outcome, RetPf):
             if outcome is RetPf.EMULATE:
@@ -212,6 +214,16 @@ class VmOps:
         return True
 
     def convert(self, gfns: GfnRange, *, private: bool) -> Steps[int]:
+        """What the VMM does when the guest asks for a conversion."""
+        content = None if self.kvm.ledger is None else self.kvm.ledger.content
+        if content is not None:
+            content.conversion_begins(gfns.frames())
+        error = yield from self._convert(gfns, private=private)
+        if content is not None:
+            content.conversion_ends(gfns.frames())
+        return error
+
+    def _convert(self, gfns: GfnRange, *, private: bool) -> Steps[int]:
         """What QEMU does: change the attributes, then discard the backing that is no longer used."""
         error = yield from kvm_vm_set_mem_attributes(self.kvm, gfns, private=private)
         if error:
@@ -258,8 +270,12 @@ class VmOps:
         yield vcpu.mode.read()
         return AcceptStatus.INTERRUPTED if vcpu.interrupted else AcceptStatus.ALREADY
 
-    def check_access(self, vcpu: Vcpu, gpa: Gpa, pfn: int) -> None:
-        """The frame behind an access must still be in use: else a TLB entry outlived it."""
+    def check_access(self, vcpu: Vcpu, gpa: Gpa, translation: Translation, access: str, version: int) -> None:
+        """The translation was not promised away, and the frame behind it is still in use."""
+        gfn = gfn_of(gpa)
+        pfn = translation.frame(gfn)
+        if self.kvm.ledger is not None:
+            self.kvm.ledger.tlb.judge(vcpu, DIRECT, gfn & ~self.kvm.direct_bits, translation)
         if self.kvm.host_memory.owner(pfn) is None:
             self.kernel.find("stale-tlb", f"{vcpu} reaches a freed frame", gpa=hex(gpa), pfn=hex(pfn))
 

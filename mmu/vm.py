@@ -12,17 +12,22 @@ from mmu.host_memory import HostMemory, PrimaryMmu
 from mmu.memslots import Memslot, Memslots, MemslotsPointer
 from mmu.page_table import KvmMmuPage, PageTables
 from sim import Cell, Kernel, Steps
-from vcpu.addresses import Gfn
+from sim.dependence import WRITE, note
+from vcpu.addresses import Gfn, GfnRange
+from vcpu.tlb_ledger import place_of_caller
 from vcpu.vcpu import TLB_FLUSH, VM_DEAD, Request, Vcpu, kvm_make_all_cpus_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mmu.external import ExternalSpt
+    from mmu.ledgers import MmuLedger
     from vcpu.memory import Memory
     from vcpu.pcpu import Pcpu
 
 INVALID_GPA = (1 << 64) - 1
+EVERYTHING = GfnRange(Gfn(0), Gfn(1 << 52))
+"""All guest frames."""
 
 
 class Kvm:
@@ -56,6 +61,7 @@ class Kvm:
         self.has_private_mem = has_private_mem
         self.external: ExternalSpt | None = None
         self.arch: Any = None
+        self.ledger: MmuLedger | None = None
         self.lock = kernel.mutex("kvm.lock")
         self.slots_lock = kernel.mutex("slots_lock")
         self.mmu_lock = kernel.rwlock("mmu_lock")
@@ -90,19 +96,38 @@ class Kvm:
     def bug(self, condition: str, **details: Any) -> None:
         """KVM_BUG_ON fired: a finding, and the VM is dead (kvm_vm_bugged). Never yields."""
         self.vm_bugged = True
+        note(self.vm_dead.name, WRITE)
         self.vm_dead.v = True
         for vcpu in self.vcpus:
+            note(vcpu.requests.name, WRITE)
             vcpu.requests.v |= VM_DEAD.mask
         self.kernel.find("kvm-bug", f"KVM_BUG_ON: {condition}", **details)
 
     def make_all_cpus_request(self, request: Request, here: Pcpu | None = None) -> Steps[int]:
         """kvm_make_all_cpus_request."""
-        return kvm_make_all_cpus_request(self.kernel, self.vcpus, self.pcpus, request, here=here)
+        kicked = yield from kvm_make_all_cpus_request(self.kernel, self.vcpus, self.pcpus, request, here=here)
+        if self.ledger is not None:
+            self.ledger.flushes.told_all(request)
+        return kicked
 
     def flush_remote_tlbs(self) -> Steps[None]:
         """kvm_flush_remote_tlbs: every vCPU is out of the guest on return, and flushes before it enters again."""
         self.kernel.count("remote_tlb_flush")
         yield from self.make_all_cpus_request(TLB_FLUSH)
+
+    def promise_unmapped(self, what: str, gfns: GfnRange, *, direct: bool, mirror: bool) -> None:
+        """A point from which the caller relies on nothing mapping `gfns`, in tables or TLBs: for observers, never yields.
+
+        `direct` and `mirror` say in which tables; a VM without a mirror has everything in the direct one.
+        """
+        if self.ledger is not None:
+            direct = direct or not self.has_mirror
+            self.ledger.unmapped(what, gfns, place_of_caller(), direct=direct, mirror=mirror)
+
+    def promise_flushed(self, what: str, gfns: GfnRange = EVERYTHING) -> None:
+        """A point from which no older translation of the direct tables is used, whatever they map by now. Never yields."""
+        if self.ledger is not None:
+            self.ledger.flushed(what, gfns, place_of_caller(), direct=True, mirror=False)
 
     def slots(self) -> Memslots:
         """The published memslots, for observers and for holders of slots_lock."""

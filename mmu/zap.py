@@ -115,6 +115,7 @@ def kvm_mmu_zap_all_fast(kvm: Kvm) -> Steps[None]:
     if kvm.kernel.events is not None:
         kvm.kernel.emit(ZapAllFast(1 - generation, invalidated))
     yield from kvm.make_all_cpus_request(FREE_OBSOLETE_ROOTS)
+    kvm.promise_flushed("kvm_mmu_zap_all_fast")
     yield kvm.mmu_lock.write_unlock()
     yield kvm.mmu_lock.read_lock()
     yield from zap_scheduled_roots(kvm, shared=True)

@@ -2,7 +2,7 @@
 
 A scenario is a YAML file of one machine, one VM, its memory and what each vCPU and each host thread does; it states its
 question and what it expects. This package reads and checks it (`yaml_loader`, `units`, `schema`), wires the model together
-for it (`build`), runs it (`run`) and shows the result (`commands`, `cli`). The files under `library/` are the textbook:
+for it (`build`), runs it (`run`), searches it (`campaign`) and shows the result (`commands`, `cli`). The files under `library/` are the textbook:
 each runs in the tests against its own expectations.
 
 How a file becomes a run::
@@ -18,3 +18,19 @@ protocol is a patch (a Python file), and a guest that decides something is a gue
 Who may import whom: `scenarios` sees every other package, no package sees `scenarios`. Importing this package costs
 nothing: the command line starts quickly because each part loads what it needs when it is used.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scenarios.campaign.hunt import hunt as hunt
+
+
+def __getattr__(name: str) -> Any:
+    """`from scenarios import hunt`, loaded when it is asked for."""
+    if name == "hunt":
+        from scenarios.campaign.hunt import hunt
+
+        return hunt
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,8 @@ from mmu.host_memory import FIRST_PFN, HostMemory
 from mmu.memslots import Memslot, Memslots
 from mmu.vcpu_ops import VmOps
 from mmu.vm import Kvm
-from scenarios import inject
+from scenarios import inject, oracles
+from scenarios.accepted_races import accept_races
 from scenarios.programs import GuestProgram, HostProgram, back_slot, new_slot
 from scenarios.schema import Program, Scenario
 from sim import Kernel, Thread
@@ -68,6 +69,8 @@ class World:
         """A host thread takes frames from the guest unasked."""
         if self.tdx is not None:
             self.tdx.taken_by_host.update(gfns.frames())
+        if self.kvm.ledger is not None:
+            self.kvm.ledger.content.give_up(gfns.frames())
 
     def make_slot(
         self, number: int, base: int, size: int, backing: str, flags: frozenset[str], *, running: bool = False
@@ -81,8 +84,12 @@ class World:
         return slot
 
 
-def build(kernel: Kernel, scenario: Scenario) -> World:
-    """Fill `kernel` with the scenario's machine, VM and threads. Costs, histograms and events are the caller's to set."""
+def build(kernel: Kernel, scenario: Scenario, *, judged: bool = True) -> World:
+    """Fill `kernel` with the scenario's machine, VM and threads. Costs, histograms and events are the caller's to set.
+
+    Args:
+        judged: attach the checkers of `scenarios.oracles`; False only to measure what they cost.
+    """
     pcpus = [Pcpu(kernel, index) for index in range(scenario.pcpus)]
     memory = Memory(kernel)
     host_memory = HostMemory(kernel, scenario.machine.host_memory >> 12)
@@ -116,6 +123,9 @@ def build(kernel: Kernel, scenario: Scenario) -> World:
         _bring_up(world, world.tdx)
     inject.arm(world)
     watch(kernel, kvm, world.tdx)
+    if judged:
+        oracles.attach(kernel, kvm)
+    accept_races(kernel)
     _start_threads(world, guest, programs)
     return world
 

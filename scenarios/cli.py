@@ -21,6 +21,9 @@ from scenarios.errors import ScenarioError
 
 COMMANDS: Final = {
     "run": "Run a scenario once, in virtual time: latencies, counters, findings.",
+    "hunt": "Search a scenario's interleavings for races and broken invariants.",
+    "replay": "Make a finding happen again and show it; --shrink makes it smaller.",
+    "races": "Find the data races of a recorded log.",
     "check": "Check scenario files, run nothing.",
     "list": "List the scenarios of the library and their questions.",
     "schema": "Print the JSON Schema of scenario files.",

@@ -48,7 +48,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Scenario:
     """
     document = read_yaml(Path(path))
     _apply(document, overrides)
-    return _scenario(document, Path(path), Path(path).stem)
+    return scenario_of(document, Path(path), Path(path).stem)
 
 
 def load_all(path: str | Path, overrides: Sequence[str] = ()) -> list[Scenario]:
@@ -103,7 +103,7 @@ def _variant(file: Path, overrides: Sequence[str], combination: Sequence[tuple[s
     del document.data["sweep"]
     name = f"{document.data.get('scenario')}[{','.join(label)}]"
     document.data["scenario"] = name
-    return _scenario(document, file, name)
+    return scenario_of(document, file, name)
 
 
 def _graft(document: Document, path: YamlPath, value: Document) -> None:
@@ -129,7 +129,11 @@ def _apply(document: Document, overrides: Sequence[str]) -> None:
         raise ScenarioErrors(problems)
 
 
-def _scenario(document: Document, file: Path, stem: str) -> Scenario:
+def scenario_of(document: Document, file: Path, stem: str) -> Scenario:
+    """The scenario that a read document describes; `stem` is the name it must have.
+
+    Raises: ScenarioErrors: one or more mistakes, each with its place.
+    """
     if not isinstance(document.data, dict):
         raise ScenarioErrors(
             [document.error((), "expected a mapping with the keys scenario, question, td, threads")]

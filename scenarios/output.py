@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim import Access, Event, Kernel, Thread
 from sim.histogram import Histogram, write_hlog
+from sim.races import FactTeller, LoggedSync
 from sim.recorder import plain
 
 if TYPE_CHECKING:
@@ -24,22 +25,33 @@ SUMMARY = (
 
 
 class StepTaken(Event):
-    """One access (only with `--events accesses`)."""
+    """One access (only with `--events accesses`); from `op` on what `tdsim races` needs, see `sim.races.Facts`."""
 
     name = "step"
     verb: str
     cell: str
     value: str
+    op: str
+    word: int
+    tid: int
+    done: bool
+    at: str
+    syncs: list[LoggedSync]
 
 
-def log_access(kernel: Kernel, thread: Thread, access: Access) -> None:  # noqa: ARG001 - a check's signature
-    """A check that logs every access."""
-    verb, _, cell = (
-        repr(access).rpartition(" ")
-        if " " not in str(access.target)
-        else (access.verb, "", str(access.target))
-    )
-    kernel.emit(StepTaken(verb or access.verb, cell, plain(access.value) if access.processed else "blocked"))
+def log_accesses(kernel: Kernel) -> None:
+    """Log every access of the kernel's execution."""
+    teller = FactTeller(kernel)
+
+    def log_access(kernel: Kernel, thread: Thread, access: Access) -> None:
+        text, target = repr(access), str(access.target)
+        verb = text.removesuffix(f" {target}")
+        value = plain(access.value) if access.processed else "blocked"
+        kernel.emit(
+            StepTaken(verb, target if verb != text else "", value, *teller.facts(kernel, thread, access))
+        )
+
+    kernel.check(log_access)
 
 
 def write(staging: Path, out_dir: Path, result: RunResult, histograms: dict[str, Histogram]) -> None:

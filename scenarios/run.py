@@ -82,7 +82,7 @@ def run_scenario(
                 events_file = stack.enter_context((staging / "events.jsonl").open("wb"))
                 kernel.events = EventLog(events_file)
                 if events == "accesses":
-                    kernel.check(output.log_access)
+                    output.log_accesses(kernel)
         kernel.execute()
         if kernel.events is not None:
             kernel.events.close()

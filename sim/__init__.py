@@ -10,11 +10,15 @@ each with a schedule (`sim.schedule`) that replays it.
 What is not. Store buffers (the memory model is sequential consistency; x86-TSO will sit behind `Write`), weak-memory
 reordering, preemption inside an access, real parallelism: one process, one step at a time.
 
-Who may import whom: sim imports none of the other packages; everybody imports sim.
+Who may import whom: sim imports none of the other packages; everybody imports sim. The event log is loaded when it is asked
+for: a bug is often found sooner than that takes.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from sim.access import BLOCKED, TIMED_OUT, Access, Cell, Steps, free_cell
-from sim.events import Event, EventLog
 from sim.explore import Report, explore, record
 from sim.findings import Broken, Finding
 from sim.kernel import INFINITY, Kernel, ModelBug
@@ -24,6 +28,9 @@ from sim.rcu import Rcu, Srcu
 from sim.schedule import BadSchedule
 from sim.signals import Signal
 from sim.thread import Thread
+
+if TYPE_CHECKING:
+    from sim.events import Event, EventLog
 
 __all__ = [
     "BLOCKED",
@@ -54,3 +61,12 @@ __all__ = [
     "record",
     "replaces",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Event` and `EventLog`."""
+    if name in {"Event", "EventLog"}:
+        from sim import events  # noqa: PLC0415 - that is the point
+
+        return getattr(events, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import simpy
 from simpy.events import PENDING
 
+from sim.dependence import EVERYTHING, READ, WRITE, Gate, Notes, Touch, note
+
 if TYPE_CHECKING:
     from sim.thread import Thread
 
@@ -82,6 +84,22 @@ class Access(simpy.Event):
         """Whether it changed its target; only known, and only asked, after `perform`."""
         return self.writes
 
+    def touches(self) -> tuple[Touch, ...]:
+        """What it touches at most, for searches that reorder accesses; see `sim.dependence`."""
+        return EVERYTHING if self.reads or self.writes else ()
+
+    def touched(self) -> tuple[Touch, ...]:
+        """What it came to touch; only asked after it happened."""
+        return self.touches()
+
+    def gate(self) -> Gate | None:
+        """What part it plays at a gate, if any."""
+        return None
+
+    def held_up(self) -> bool:
+        """Whether it would now wait for words to change, and so that it shows nowhere when the wait began."""
+        return False
+
     @property
     def processed(self) -> bool:
         """Whether it has happened."""
@@ -110,6 +128,8 @@ class Cell(Generic[T]):
 
     def peek(self) -> T:
         """Look without yielding: for observers, properties and reports, never for the model's own steps."""
+        if Notes.taken is not None:
+            Notes.taken.append((self.name, READ))
         return self.v
 
     def read(self) -> Read[T]:
@@ -188,6 +208,9 @@ class CellAccess(Access, Generic[T]):
 
     __slots__ = ()
     target: Cell[T]
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, WRITE if self.writes else READ),)
 
 
 class Read(CellAccess[T]):
@@ -278,6 +301,10 @@ class Cmpxchg(CellAccess[T]):
     def wrote(self) -> bool:
         return bool(self._value == self.expect)
 
+    def touched(self) -> tuple[Touch, ...]:
+        failed = self._value is not PENDING and not self.wrote
+        return ((self.target.name, READ if failed else WRITE),)
+
 
 class Xchg(CellAccess[T]):
     """Exchange."""
@@ -342,6 +369,9 @@ class WaitUntil(CellAccess[T]):
         cell.watchers.append((thread, self.condition))
         return BLOCKED
 
+    def held_up(self) -> bool:
+        return not self.condition(self.target.v)
+
 
 class Resume(Access):
     """The step in which a thread that was woken goes on, with the value it was given."""
@@ -381,6 +411,7 @@ class FreedCell(Cell[Any]):
 
 def free_cell(cell: Cell[Any]) -> None:
     """Free the word: from now on every access to it raises `UseAfterFree`, which the kernel turns into a finding."""
+    note(cell.name, WRITE)
     cell.__class__ = FreedCell
 
 

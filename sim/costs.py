@@ -74,6 +74,10 @@ class Distribution:
         """The exact probability that a draw is `value_ns` or longer."""
         raise NotImplementedError
 
+    def bounds_ns(self) -> tuple[int, int]:
+        """The shortest and the longest latency that a draw can be."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class Constant(Distribution):
@@ -93,6 +97,9 @@ class Constant(Distribution):
 
     def chance_at_least(self, value_ns: int) -> Fraction:
         return Fraction(round(self.value) >= value_ns)
+
+    def bounds_ns(self) -> tuple[int, int]:
+        return round(self.value), round(self.value)
 
 
 class Tabled(Distribution):
@@ -119,6 +126,10 @@ class Tabled(Distribution):
 
     def chance_at_least(self, value_ns: int) -> Fraction:
         return Fraction(sum(latency >= value_ns for latency in self.table()), TABLE_SIZE)
+
+    def bounds_ns(self) -> tuple[int, int]:
+        table = self.table()
+        return table[0], table[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +234,10 @@ class Mixture(Distribution):
     def chance_at_least(self, value_ns: int) -> Fraction:
         in_body, in_tail = self.body.chance_at_least(value_ns), self.tail.chance_at_least(value_ns)
         return in_body * (1 - self.probability) + in_tail * self.probability
+
+    def bounds_ns(self) -> tuple[int, int]:
+        parts = [self.body] * (self.probability < 1) + [self.tail] * (self.probability > 0)
+        return min(part.bounds_ns()[0] for part in parts), max(part.bounds_ns()[1] for part in parts)
 
 
 def constant(value: Number) -> Constant:

@@ -23,22 +23,28 @@ from simpy.core import EmptySchedule
 from simpy.events import NORMAL, PENDING
 
 from sim.access import BLOCKED, Access, Blocked, Cell, Resume, Steps, UseAfterFree
+from sim.dependence import Gate, Touch, unnoted
 from sim.findings import Broken, Finding
-from sim.locks import Lock, LockMisuse, Mutex, RwLock, SpinLock
+from sim.locks import Lock, LockMisuse, Mutex, RwLock, RwSem, SpinLock
 from sim.rcu import Rcu
 from sim.signals import Signal
 from sim.streams import Stream, Streams
+from sim.syncs import STARTS, WAKES, Sync
 from sim.thread import NEVER, Thread
 
 if TYPE_CHECKING:
     from sim.costs import CostModel
     from sim.events import Event, EventLog
     from sim.histogram import Histogram
+    from sim.progress import Progress
 
 T = TypeVar("T")
 
 INFINITY = 1 << 62
 """A window that no due time exceeds: full interleaving. In nanoseconds."""
+
+LOOP_STEPS = 64
+"""How many of the last steps before the step limit show what an execution that hits it is going round in."""
 
 Pick = Callable[["Kernel", Sequence[Thread]], int]
 Check = Callable[["Kernel", Thread, Access], None]
@@ -75,6 +81,8 @@ class Kernel(simpy.Environment):
         self._others: list[tuple[int, int, int, simpy.Event]] = []
         self._heap: list[tuple[int, int, Thread]] = []
         self._ready: list[Thread] | None = None
+        self.picks: list[Thread] = []
+        self.accesses: list[Access] = []
         self._ties = 0
         self._tie_state = seed * 2 + 1 if seed else 0
         self.seed = seed
@@ -97,6 +105,9 @@ class Kernel(simpy.Environment):
         self._at_end: list[tuple[str, str, Truth]] = []
         self._sometimes: dict[str, Callable[[], bool]] = {}
         self.met: set[str] = set()
+        self.accepted_races: list[tuple[str, str, str, str]] = []
+        self.syncs: list[Sync] | None = None  # None while nobody wants to know
+        self.progress: Progress | None = None
 
     # What a world is made of.
 
@@ -107,6 +118,10 @@ class Kernel(simpy.Environment):
     def rwlock(self, name: str) -> RwLock:
         """A queued rwlock."""
         return RwLock(self, name)
+
+    def rwsem(self, name: str) -> RwSem:
+        """A rw semaphore: a queued rwlock that may be held while sleeping."""
+        return RwSem(self, name)
 
     def spinlock(self, name: str) -> SpinLock:
         """A queued spinlock."""
@@ -124,7 +139,7 @@ class Kernel(simpy.Environment):
 
     def srcu(self, name: str) -> Rcu:
         """A new SRCU domain."""
-        return Rcu(self, name)
+        return Rcu(self, name, sleepable=True)
 
     def signal(self, name: str) -> Signal:
         """A wake-up."""
@@ -140,6 +155,7 @@ class Kernel(simpy.Environment):
         """Start a thread; it runs to its first access as a step of its own, due `start_ns` from now."""
         thread = Thread(self, name, steps, len(self.threads), daemon=daemon)
         self.threads.append(thread)
+        self.sync(STARTS, thread)
         thread.pending = Start(thread)
         thread.due_ns = self._now + start_ns
         self._file(thread)
@@ -166,10 +182,24 @@ class Kernel(simpy.Environment):
         self.counters[text] = self.counters.get(text, 0) + 1
         self.met.add(text)
 
+    def retried(self, what: str) -> None:
+        """The running thread is about to try the same thing again: what `sim.progress` watches, if it is attached."""
+        if self.progress is not None:
+            self.progress.retried(what)
+
+    def progressed(self) -> None:
+        """The running thread got somewhere: an instruction retired, a request was served."""
+        if self.progress is not None:
+            self.progress.progressed()
+
     @property
     def wanted(self) -> list[str]:
         """The texts of all `sometimes` of this world, in order."""
         return list(self._sometimes)
+
+    def accept_race(self, cell: str, one: str, other: str, reason: str) -> None:
+        """Two functions may access a word unordered; the modelled code means it, and `reason` says where (`sim.races.Benign`)."""
+        self.accepted_races.append((cell, one, other, reason))
 
     def check(self, check: Check) -> None:
         """Call `check(kernel, thread, access)` after every step; it may call `find`."""
@@ -243,10 +273,16 @@ class Kernel(simpy.Environment):
 
     def wake(self, thread: Thread, given: Any = None) -> None:
         """Make a blocked thread ready: it goes on with `given`. The caller's access is what woke it."""
+        self.sync(WAKES, thread)
         blocked_on = thread.blocked_on
         thread.pending = Resume(blocked_on.target if blocked_on is not None else thread, given)
         thread.due_ns = self._now
         self._file(thread)
+
+    def sync(self, how: str, target: Any) -> None:
+        """The running thread orders something by a plain call; `how` is a word of `sim.syncs`."""
+        if self.syncs is not None and self.current is not None:
+            self.syncs.append(Sync(self.steps, how, self.current, target))
 
     def arm(self, thread: Thread, access: Access, after_ns: int) -> None:
         """Let a thread that is about to block perform `access` after `after_ns`, unless it is woken before."""
@@ -297,14 +333,30 @@ class Kernel(simpy.Environment):
             self._now = max(self._now, until)
         return None
 
-    def execute(self, pick: Pick | None = None) -> None:
-        """Run the world once, to its end, and judge it. `pick` chooses each step; None is time order."""
+    def execute(self, pick: Pick | None = None, *, near_limit: Pick | None = None) -> None:
+        """Run the world once, to its end, and judge it.
+
+        Args:
+            pick: chooses each step; None is time order.
+            near_limit: chooses the last `LOOP_STEPS` steps before `max_steps` instead of `pick`, if it comes to that: who
+                wants to know where an execution goes round need not look at every step of all the others.
+        """
         try:
             if pick is None:
                 self._run_by_time(None)
-            else:
+            elif near_limit is None:
                 self._run_by_choice(pick)
-            if not self.exhausted:
+            else:
+                limit = self.max_steps
+                self.max_steps = max(self.steps, limit - LOOP_STEPS)
+                self._run_by_choice(pick)
+                self.max_steps = limit
+                if self.exhausted:
+                    self.exhausted = False
+                    self._run_by_choice(near_limit)
+            if self.exhausted:
+                self._judge_cut()
+            else:
                 self._judge_end()
         except StopExecution:
             pass
@@ -404,13 +456,18 @@ class Kernel(simpy.Environment):
         self._out_of_steps()
 
     def _run_by_choice(self, pick: Pick) -> None:
-        self._ready = ready = [entry[2] for entry in sorted(self._heap) if entry[2].tie == entry[1]]
-        self._heap.clear()
+        ready = self._ready
+        if ready is None:
+            self._ready = ready = [entry[2] for entry in sorted(self._heap) if entry[2].tie == entry[1]]
+            self._heap.clear()
+        others = self._others
+        picked = self.picks.append
+        happens = self.accesses.append
         window_ns = self.window_ns
         everything = window_ns >= INFINITY
         after = self._after_step if self._checks or self._always or self._sometimes else None
         for self.steps in range(self.steps, self.max_steps):  # noqa: B020 - the range is made once
-            while self._others and (not ready or self._others[0][0] <= min(t.due_ns for t in ready)):
+            while others and (not ready or others[0][0] <= min(t.due_ns for t in ready)):
                 self._run_simpy_event()
             if not ready:
                 return
@@ -421,10 +478,13 @@ class Kernel(simpy.Environment):
                 candidates = [t for t in ready if t.due_ns <= latest_ns]
                 thread = candidates[pick(self, candidates)]
                 ready.remove(thread)
-            self._now = max(self._now, thread.due_ns)
+            if thread.due_ns > self._now:  # noqa: PLR1730 - max() is a call, and this is the hot loop
+                self._now = thread.due_ns
             self.current = thread
             thread.tie = NEVER
             access = thread.pending
+            picked(thread)
+            happens(access)  # type: ignore[arg-type]
             try:
                 value = access.perform(thread)  # type: ignore[union-attr]
                 if value is BLOCKED:
@@ -447,12 +507,22 @@ class Kernel(simpy.Environment):
             thread.pending = following
             thread.due_ns = self._now + thread.debt_ns
             thread.debt_ns = 0
-            self._file(thread)
+            self._ties = tie = self._ties + 1
+            if self._tie_state:
+                self._tie_state = state = (self._tie_state * _TIE_FACTOR + 1442695040888963407) & _TIE_MASK
+                tie |= (state >> 32) << 64
+            thread.tie = tie
+            ready.append(thread)
         self._out_of_steps()
 
     def _out_of_steps(self) -> None:
         self.steps = self.max_steps
         self.exhausted = bool(self._others) or any(thread.ready for thread in self.threads)
+
+    def _judge_cut(self) -> None:
+        ring = self._ring()
+        if ring:
+            self.find("deadlock", "threads wait for each other while others go on", **ring)
 
     def _block(self, thread: Thread, access: Access | None) -> None:
         thread.blocked_on = access
@@ -464,14 +534,16 @@ class Kernel(simpy.Environment):
         if access is not None:
             for check in self._checks:
                 check(self, thread, access)
+            if self.syncs:
+                self.syncs.clear()
         for text, kind, predicate in self._always:
             self._judge(text, kind, predicate)
         for text, wanted in self._sometimes.items():
-            if text not in self.met and wanted():
+            if text not in self.met and unnoted(wanted):
                 self.met.add(text)
 
     def _judge(self, text: str, kind: str, predicate: Truth) -> None:
-        verdict = predicate()
+        verdict = unnoted(predicate)
         if verdict is False:
             self.find(kind, f"not true: {text}")
         elif isinstance(verdict, Broken):
@@ -484,10 +556,18 @@ class Kernel(simpy.Environment):
             waits = {
                 thread.name: f"{thread.blocked_on!r} held by {_names(thread.blocked_on)}" for thread in stuck
             }
-            self.find("deadlock", f"nobody can move: {', '.join(waits)}", **waits)
+            ring = self._ring()
+            self.find("deadlock", f"nobody can move: {', '.join(waits)}", **waits, **ring)
             return
         for text, kind, predicate in self._at_end:
             self._judge(text, kind, predicate)
+
+    def _ring(self) -> dict[str, str]:
+        """Who waits for whom in a ring, as a detail of a finding; nothing, if nobody does."""
+        from sim.waits import cycle, describe  # noqa: PLC0415 - most executions never ask
+
+        ring = cycle(self.threads)
+        return {"cycle": describe(ring)} if ring else {}
 
     def _finish(self, thread: Thread, value: Any) -> None:
         if thread.debt_ns:  # what it spent last is its own time, not everybody's
@@ -524,6 +604,7 @@ class Kernel(simpy.Environment):
     def _run_simpy_event(self) -> None:
         due_ns, _, _, event = heappop(self._others)
         self._now = max(self._now, due_ns)
+        self.current = None  # no thread of ours is at work
         callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
         for callback in callbacks:
             callback(event)
@@ -576,6 +657,12 @@ class Join(Access):
             return joined._value
         joined.callbacks.append(lambda done: thread.kernel.wake(thread, done._value))
         return BLOCKED
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ()
+
+    def gate(self) -> Gate:
+        return Gate(self.target, waits=True)
 
 
 __all__ = ["INFINITY", "Kernel", "Lock", "ModelBug", "Pick", "StopExecution"]

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sim import dependence
 from sim.access import BLOCKED, Access, Blocked
+from sim.dependence import Gate, Touch
 
 if TYPE_CHECKING:
     from sim.kernel import Kernel
@@ -55,6 +57,7 @@ class Lock:
     @property
     def contended(self) -> bool:
         """Whether somebody waits (the kernel's rwlock_needbreak and spin_needbreak). Never yields."""
+        dependence.note(f"{self.name}.contended", dependence.READ)
         return bool(self.queue)
 
     def holders(self) -> list[Thread]:
@@ -153,6 +156,14 @@ class Acquire(Access):
     def perform(self, thread: Thread) -> Blocked | None:
         return self.target.take(thread, self.mode)  # type: ignore[no-any-return]
 
+    def touches(self) -> tuple[Touch, ...]:
+        name = self.target.name
+        mode = dependence.READ if self.mode is READ else dependence.WRITE
+        return ((name, mode), (f"{name}.contended", dependence.UPDATE))
+
+    def gate(self) -> Gate:
+        return Gate(self.target, waits=True, opens=True, exclusive=self.mode is WRITE)
+
     def __repr__(self) -> str:
         return f"{self.mode}-lock {self.target}"
 
@@ -171,6 +182,12 @@ class Release(Access):
 
     def perform(self, thread: Thread) -> None:
         self.target.drop(thread, self.mode)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((f"{self.target.name}.contended", dependence.UPDATE),)
+
+    def gate(self) -> Gate:
+        return Gate(self.target, closes=True)
 
 
 class RwLock(Lock):
@@ -205,6 +222,12 @@ class SpinLock(Lock):
     def unlock(self) -> Release:
         """spin_unlock."""
         return Release(self, WRITE)
+
+
+class RwSem(RwLock):
+    """A rw_semaphore (filemap_invalidate_lock): queued like the rwlock, and its holders and waiters may sleep."""
+
+    sleeps = True
 
 
 class Mutex(SpinLock):

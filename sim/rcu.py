@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sim.access import BLOCKED, Access, Blocked, Steps
+from sim.dependence import READ, UPDATE, WRITE, Gate, Touch, note
 from sim.locks import LockMisuse
+from sim.syncs import GIVES, TAKES
 
 if TYPE_CHECKING:
     from sim.kernel import Kernel
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 class Rcu:
     """One RCU domain (an SRCU domain is a second one)."""
 
-    def __init__(self, kernel: Kernel, name: str) -> None:
+    def __init__(self, kernel: Kernel, name: str, *, sleepable: bool = False) -> None:
+        """Make a domain; readers of a `sleepable` one (SRCU) may sleep."""
         self.kernel = kernel
         self.name = name
+        self.sleepable = sleepable
         self.inside: dict[Thread, int] = {}
         self._grace: list[tuple[set[Thread], Thread]] = []
         self._callbacks: deque[tuple[str, Callable[[], None]]] = deque()
@@ -55,18 +59,23 @@ class Rcu:
 
     def call(self, what: str, callback: Callable[[], None]) -> None:
         """call_rcu: run `callback` after a grace period, on the domain's own thread. Never yields."""
+        note(f"{self.name}.callbacks", WRITE)
+        self.kernel.sync(GIVES, self)
         self._callbacks.append((what, callback))
         if self._reclaimer is None or self._reclaimer.done:
             self._reclaimer = self.kernel.thread(self.name, self._reclaim(), daemon=True)
 
     def barrier(self) -> Access:
         """rcu_barrier: wait until every callback queued so far has run."""
+        note(f"{self.name}.callbacks", READ)
         return self.kernel.join(self._reclaimer) if self._reclaimer is not None else Synchronize(self)
 
     def _reclaim(self) -> Steps[None]:
+        note(f"{self.name}.callbacks", WRITE)
         while self._callbacks:
             batch = list(self._callbacks)
             self._callbacks.clear()
+            self.kernel.sync(TAKES, self)
             yield Synchronize(self)
             for what, callback in batch:
                 yield Reclaim(self, what, callback)
@@ -101,6 +110,12 @@ class Enter(Access):
         inside = self.target.inside
         inside[thread] = inside.get(thread, 0) + 1
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, UPDATE),)
+
+    def gate(self) -> Gate:
+        return Gate(self.target, opens=True)
+
 
 class Leave(Access):
     """Close a read section."""
@@ -122,11 +137,17 @@ class Leave(Access):
         if rcu._grace:
             rcu._left(thread)
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ()
+
+    def gate(self) -> Gate:
+        return Gate(self.target, closes=True)
+
 
 class Synchronize(Access):
-    """Wait for a grace period."""
+    """Wait for a grace period. `awaited`, once it blocks: the readers that are still inside."""
 
-    __slots__ = ()
+    __slots__ = ("awaited",)
     verb = "synchronize"
     reads = acquires = True
     target: Rcu
@@ -141,7 +162,14 @@ class Synchronize(Access):
         if not readers:
             return None
         rcu._grace.append((readers, thread))
+        self.awaited = lambda: sorted(readers, key=lambda reader: reader.index)
         return BLOCKED
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, READ),)
+
+    def gate(self) -> Gate:
+        return Gate(self.target, waits=True, exclusive=True)
 
 
 class Reclaim(Access):

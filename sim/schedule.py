@@ -6,8 +6,6 @@ make them. After the last word `fifo` goes on, so the empty schedule is the timi
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from sim.kernel import ModelBug
 
 FIFO = ""
@@ -37,11 +35,21 @@ def parse(text: str) -> list[tuple[str, int]]:
 
 
 def text(picks: list[str], by_fifo: list[str]) -> str:
-    """Write picks (thread names) as deviations from what fifo would have picked at the same points."""
+    """Write picks (thread names) in the fewest words, leaving to fifo what it would have picked at the same points."""
     if len(picks) != len(by_fifo):
         raise ModelBug("a schedule needs fifo's pick for every pick")
-    words = [FIFO if pick == fifo else pick for pick, fifo in zip(picks, by_fifo, strict=True)]
-    runs = [(name, len(list(run))) for name, run in groupby(words)]
-    if runs and runs[-1][0] == FIFO:
-        runs.pop()
-    return " ".join(f"+{n}" if name == FIFO else name if n == 1 else f"{name}*{n}" for name, n in runs)
+    end = len(picks)
+    while end and picks[end - 1] == by_fifo[end - 1]:
+        end -= 1
+    words = []
+    at = 0
+    while at < end:  # the longest word that fits here is always one of a shortest text
+        name = picks[at]
+        as_fifo = next((i for i in range(at, end) if picks[i] != by_fifo[i]), end) - at
+        as_thread = next((i for i in range(at, end) if picks[i] != name), end) - at
+        at += max(as_fifo, as_thread)
+        if as_fifo >= as_thread:
+            words.append(f"+{as_fifo}")
+        else:
+            words.append(name if as_thread == 1 else f"{name}*{as_thread}")
+    return " ".join(words)

@@ -5,9 +5,12 @@ An acknowledged message (an IPI) is two of these: one that the target waits for,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sim.access import BLOCKED, TIMED_OUT, Access
+from sim.dependence import READ, WRITE, Touch, note
+from sim.syncs import GIVES
 
 if TYPE_CHECKING:
     from sim.kernel import Kernel
@@ -17,13 +20,14 @@ if TYPE_CHECKING:
 class Signal:
     """A flag that stays set until somebody takes it (the kernel's completion; with `take=False`, a latch)."""
 
-    __slots__ = ("kernel", "name", "value", "waiters")
+    __slots__ = ("kernel", "name", "owed_by", "value", "waiters")
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self.kernel = kernel
         self.name = name
         self.value = False
         self.waiters: list[tuple[Thread, bool]] = []
+        self.owed_by: Callable[[], list[Thread]] | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -34,6 +38,12 @@ class Signal:
 
     def set(self) -> None:
         """Set it as part of another access (a device, a handler): never yields."""
+        note(self.name, WRITE)
+        self.wake()
+
+    def wake(self) -> None:
+        """What setting it does; a waiter that takes it leaves it clear."""
+        self.kernel.sync(GIVES, self)
         self.value = True
         waiters, self.waiters = self.waiters, []
         for thread, take in waiters:
@@ -53,8 +63,8 @@ class Signal:
         self.waiters = [entry for entry in self.waiters if entry[0] is not thread]
 
     def holders(self) -> list[Thread]:
-        """Nobody holds a signal; the wait-for graph ends here."""
-        return []
+        """Who must run before it is set (`owed_by`, of an acknowledgement); nobody in particular for other signals."""
+        return [] if self.owed_by is None else self.owed_by()
 
 
 class Raise(Access):
@@ -66,7 +76,10 @@ class Raise(Access):
     target: Signal
 
     def perform(self, thread: Thread) -> None:
-        self.target.set()
+        self.target.wake()
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, WRITE),)
 
 
 class Await(Access):
@@ -93,6 +106,9 @@ class Await(Access):
             signal.kernel.arm(thread, Expire(signal), self.bound_ns)
         return BLOCKED
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, WRITE if self.take else READ),)
+
 
 class Expire(Access):
     """The end of a bounded wait that nobody answered."""
@@ -105,3 +121,6 @@ class Expire(Access):
     def perform(self, thread: Thread) -> Any:
         self.target.forget(thread)
         return TIMED_OUT
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, WRITE),)

@@ -11,12 +11,13 @@ from collections.abc import Generator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim import Access, Kernel, Steps
+from sim import Access, Kernel, Steps, dependence
 from vcpu.addresses import Gpa, PgLevel, gfn_of
 from vcpu.events import GuestTouched
 from vcpu.exits import ExitReason, GuestExit
 from vcpu.memory import Content, Memory
 from vcpu.tlb import Translation
+from vcpu.tlb_ledger import PROMISES
 
 if TYPE_CHECKING:
     from sim import Thread
@@ -98,6 +99,9 @@ class Boundary(Access):
             return INTERRUPTED
         return vcpu.pcpu.tlb.lookup(self.space, self.gfn)
 
+    def touches(self) -> tuple[dependence.Touch, ...]:
+        return ()  # a TLB is its pCPU's alone, and `interrupted` says what it looks at
+
 
 EXTERNAL_INTERRUPT = GuestExit(ExitReason.EXTERNAL_INTERRUPT)
 HLT = GuestExit(ExitReason.HLT)
@@ -132,6 +136,8 @@ class Guest:
             if isinstance(result, GuestExit):
                 vcpu.exited_ns = kernel.now_ns
                 return result
+            if result is not AcceptStatus.BUSY:  # the module bounds that by time (host priority): no livelock
+                kernel.progressed()
             self._advance(vcpu, result)
 
     def begin(self, vcpu: Vcpu) -> bool:
@@ -141,6 +147,7 @@ class Guest:
 
     def skip(self, vcpu: Vcpu) -> None:
         """The host emulated the instruction: go on behind it."""
+        self.kernel.progressed()
         self._advance(vcpu, None)
 
     def _advance(self, vcpu: Vcpu, result: Any) -> None:
@@ -188,19 +195,21 @@ class Guest:
                 if found is None:
                     continue
                 kernel.charge("tlb_miss_nested_4k" if found.level == 1 else "tlb_miss_nested_2m")
+                dependence.note(PROMISES, dependence.READ)
+                found = found._replace(filled=kernel.steps)
                 vcpu.pcpu.tlb.fill(space, found)
             return (yield from self._content(vcpu, gpa, found, access))
 
     def _content(self, vcpu: Vcpu, gpa: Gpa, translation: Translation, access: str) -> Steps[int]:
         pfn = translation.frame(gfn_of(gpa))
         cell = self.memory.cell(pfn)
-        vcpu.guest.check_access(vcpu, gpa, pfn)
         if access == "write":
             version = self.memory.new_version()
             yield cell.write_once(Content(version, vcpu.guest.key(gpa)))
         else:
             content: Content = yield cell.read_once()
             version = content.version
+        vcpu.guest.check_access(vcpu, gpa, translation, access, version)
         if self.kernel.events is not None:
             self.kernel.emit(GuestTouched(vcpu.index, gpa, access, pfn, translation.level.value, version))
         return version

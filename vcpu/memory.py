@@ -6,9 +6,11 @@ it: content written under a TD's key is noise to the host. One word a frame, so 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sim import Cell, Kernel
+from sim.dependence import WRITE, note
 from vcpu.addresses import Pfn
 
 
@@ -40,7 +42,15 @@ class Memory:
     def peek(self, pfn: Pfn) -> Content:
         """What the frame holds now, for observers."""
         cell = self._cells.get(pfn)
-        return ZEROED if cell is None else cell.v
+        return ZEROED if cell is None else cell.peek()
+
+    def known(self, pfn: Pfn, pages: int) -> Iterator[tuple[Pfn, Content]]:
+        """The frames among `pages` from `pfn` on that somebody touched, with what they hold, for observers."""
+        cells = self._cells
+        for frame in range(pfn, pfn + pages):
+            cell = cells.get(Pfn(frame))
+            if cell is not None:
+                yield Pfn(frame), cell.peek()
 
     def new_version(self) -> int:
         """A number no write had before."""
@@ -53,4 +63,5 @@ class Memory:
         for frame in range(pfn, pfn + pages):
             cell = cells.get(Pfn(frame))
             if cell is not None:
+                note(cell.name, WRITE)
                 cell.v = Content(0, key)

@@ -55,8 +55,8 @@ class GuestSide(HardwareWalk, Protocol):
     def key(self, gpa: Gpa) -> int:
         """The key that content at this address is written under; 0 is the host's."""
 
-    def check_access(self, vcpu: Vcpu, gpa: Gpa, pfn: int) -> None:
-        """An observer's question at every access to content: may this translation still be used? Makes findings."""
+    def check_access(self, vcpu: Vcpu, gpa: Gpa, translation: Translation, access: str, version: int) -> None:
+        """An observer's question in the step of an access to content: was this translation good? Makes findings."""
 
     def accept(self, vcpu: Vcpu, gpa: Gpa, level: PgLevel) -> Steps[AcceptStatus | GuestExit]:
         """TDG.MEM.PAGE.ACCEPT, or nothing at all for a guest that need not accept."""

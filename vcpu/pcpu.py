@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim import BLOCKED, Access, Kernel, Signal, Steps
+from sim.dependence import READ, UPDATE, WRITE, Touch, note
+from sim.syncs import GIVES, TAKES
 from vcpu.tlb import Tlb
 
 if TYPE_CHECKING:
@@ -27,15 +29,34 @@ class Pcpu:
     def __init__(self, kernel: Kernel, index: int) -> None:
         self.kernel = kernel
         self.index = index
+        self.irqs = f"cpu{index}.irqs"
+        self.queue = f"cpu{index}.queue"
         self.irqs_on = True
         self.pending: list[Handler] = []
         self.interrupt = Signal(kernel, f"cpu{index}.intr")
         self.tlb = Tlb()
         self.running: Any = None
+        self.runner: Thread | None = None
         self.run_queue: list[tuple[Thread, Any]] = []
 
     def __str__(self) -> str:
         return f"cpu{self.index}"
+
+    @property
+    def idle(self) -> bool:
+        """Whether no vCPU is loaded on it. Never yields."""
+        note(self.queue, READ)
+        return self.running is None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody stands in line for it. Never yields."""
+        note(self.queue, READ)
+        return bool(self.run_queue)
+
+    def holders(self) -> list[Thread]:
+        """The thread that runs on it, for the wait-for graph."""
+        return [] if self.runner is None else [self.runner]
 
     def irq_disable(self) -> Access:
         """local_irq_disable."""
@@ -48,6 +69,7 @@ class Pcpu:
     @property
     def interrupt_pending(self) -> bool:
         """Whether an IPI waits. Never yields; a guest asks at its instruction boundaries."""
+        note(self.irqs, READ)
         return bool(self.pending)
 
     def deliver(self, handler: Handler) -> None:
@@ -62,6 +84,7 @@ class Pcpu:
         """Interrupts went on."""
         self.irqs_on = True
         self.interrupt.value = False
+        self.kernel.sync(TAKES, self.interrupt)
         pending, self.pending = self.pending, []
         for handler in pending:
             handler()
@@ -78,17 +101,23 @@ class IrqOff(Access):
     def perform(self, thread: Thread) -> None:
         self.target.irqs_on = False
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.irqs, WRITE),)
+
 
 class IrqOn(Access):
     """local_irq_enable, and the handlers that waited for it."""
 
     __slots__ = ()
     verb = "irq on"
-    writes = acquires = releases = True
+    writes = True
     target: Pcpu
 
     def perform(self, thread: Thread) -> None:
         self.target.handle_pending()
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.irqs, WRITE), (self.target.interrupt.name, WRITE))
 
 
 class SendIpi(Access):
@@ -96,7 +125,7 @@ class SendIpi(Access):
 
     __slots__ = ("handler",)
     verb = "ipi to"
-    writes = acquires = releases = True
+    writes = True
     target: Pcpu
 
     def __init__(self, target: Pcpu, handler: Handler) -> None:
@@ -105,6 +134,9 @@ class SendIpi(Access):
 
     def perform(self, thread: Thread) -> None:
         self.target.deliver(self.handler)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.irqs, WRITE),)
 
 
 def smp_call_function_many(
@@ -122,10 +154,18 @@ def smp_call_function_many(
     def handle_and_acknowledge() -> None:
         nonlocal left
         handler()
+        note(arrived.name, UPDATE)  # the order of those before the last shows nowhere
+        kernel.sync(GIVES, arrived)
         left -= 1
         if not left:
             arrived.set()
 
+    arrived.owed_by = lambda: [
+        runner
+        for target in targets
+        if handle_and_acknowledge in target.pending
+        for runner in target.holders()
+    ]
     kernel.charge("host_ipi_base")
     for n, target in enumerate(targets):
         if n:
@@ -151,9 +191,13 @@ class Schedule(Access):
         pcpu = self.target
         if pcpu.running is None:
             pcpu.running = self.vcpu
+            pcpu.runner = thread
             return None
         pcpu.run_queue.append((thread, self.vcpu))
         return BLOCKED
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.queue, WRITE),)
 
 
 class Deschedule(Access):
@@ -166,7 +210,11 @@ class Deschedule(Access):
 
     def perform(self, thread: Thread) -> None:
         pcpu = self.target
-        pcpu.running = None
+        pcpu.running = pcpu.runner = None
         if pcpu.run_queue:
             waiter, pcpu.running = pcpu.run_queue.pop(0)
+            pcpu.runner = waiter
             pcpu.kernel.wake(waiter)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.queue, WRITE),)

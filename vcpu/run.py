@@ -38,7 +38,7 @@ def vcpu_run(kernel: Kernel, vcpu: Vcpu, pcpus: Sequence[Pcpu], srcu: Srcu) -> S
     code = 1
     while code > 0 and not vcpu.shut_down:
         code = yield from vcpu_enter_guest(kernel, vcpu, srcu)
-        if code > 0 and vcpu.pcpu.run_queue and kernel.now_ns - vcpu.slice_began_ns >= TIME_SLICE_NS:
+        if code > 0 and vcpu.pcpu.wanted and kernel.now_ns - vcpu.slice_began_ns >= TIME_SLICE_NS:
             yield srcu.read_unlock()
             yield from vcpu_put(vcpu)
             yield from vcpu_load(kernel, vcpu, pcpus)
@@ -52,8 +52,8 @@ def vcpu_load(kernel: Kernel, vcpu: Vcpu, pcpus: Sequence[Pcpu]) -> Steps[None]:
     """Get a pCPU: an idle one, the last one first, else stand in line at the last one; then vcpu_load of the vendor."""
     home = vcpu.last_pcpu or pcpus[vcpu.index % len(pcpus)]
     pcpu = home
-    if home.running is not None:
-        pcpu = next((idle for idle in pcpus if idle.running is None), home)
+    if not home.idle:
+        pcpu = next((other for other in pcpus if other.idle), home)
     yield Schedule(pcpu, vcpu)
     previous, vcpu.pcpu, vcpu.last_pcpu = vcpu.last_pcpu, pcpu, pcpu
     vcpu.slice_began_ns = kernel.now_ns
@@ -100,6 +100,7 @@ def vcpu_enter_guest(kernel: Kernel, vcpu: Vcpu, srcu: Srcu) -> Steps[int]:
     yield srcu.read_lock()  # V14, F02
     if guest_exit is None:
         kernel.count("vcpu.exit_handled")
+        kernel.retried("guest entry")
         yield from ops.await_entry(vcpu)
         return 1
     kernel.count(f"exit.{guest_exit.reason.name}")

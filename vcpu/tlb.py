@@ -15,13 +15,17 @@ from vcpu.addresses import Gfn, Pfn, PgLevel
 
 
 class Translation(NamedTuple):
-    """A cached mapping. `gfn` and `pfn` are the first of the mapping; `gfn` carries the shared bit if the access did."""
+    """A cached mapping. `gfn` and `pfn` are the first of the mapping; `gfn` carries the shared bit if the access did.
+
+    `filled` is the step of the walk that read it, for the ledger.
+    """
 
     gfn: Gfn
     pfn: Pfn
     level: PgLevel
     writable: bool
     executable: bool
+    filled: int = 0
 
     def frame(self, gfn: int) -> Pfn:
         """The host frame behind a guest frame of this mapping."""

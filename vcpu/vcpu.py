@@ -84,8 +84,8 @@ class Vcpu:
     def interrupted(self) -> bool:
         """Whether the guest must exit at this instruction boundary: an IPI waits, or the time slice is over."""
         pcpu = self.pcpu
-        return bool(pcpu.pending) or (
-            bool(pcpu.run_queue) and self.kernel.now_ns - self.slice_began_ns >= TIME_SLICE_NS
+        return pcpu.interrupt_pending or (
+            pcpu.wanted and self.kernel.now_ns - self.slice_began_ns >= TIME_SLICE_NS
         )
 
     def slice_left_ns(self) -> int:

@@ -6,8 +6,9 @@ tdx_vm_destroy); reference 3.11, 4.5; module reference 6.1.
 
 from __future__ import annotations
 
+from mmu.errno import Errno
 from mmu.fault import PageFault as Fault
-from mmu.fault import RetPf, kvm_tdp_mmu_map
+from mmu.fault import RetPf, await_retry, kvm_tdp_mmu_map
 from mmu.gmem import kvm_gmem_get_pfn
 from mmu.gmem_paths import kvm_gmem_invalidate_begin, kvm_gmem_invalidate_end
 from mmu.roots import kvm_mmu_free_roots, kvm_mmu_load, kvm_tdp_mmu_invalidate_roots
@@ -88,6 +89,10 @@ def init_mem_region(tdx: KvmTdx, vcpu: Vcpu, gfns: GfnRange, *, measure: bool = 
     kvm = tdx.kvm
     yield kvm.lock.lock()
     yield kvm.slots_lock.lock()
+    if (yield tdx.state.read()) is TdState.RUNNABLE:
+        yield kvm.slots_lock.unlock()
+        yield kvm.lock.unlock()
+        return -Errno.EINVAL
     yield kvm.srcu.read_lock()
     if vcpu.arch.mirror_root is None:
         yield from kvm_mmu_load(kvm, vcpu)
@@ -133,6 +138,8 @@ def _populate(tdx: KvmTdx, vcpu: Vcpu, gfn: int) -> Steps[int]:
         yield kvm.mmu_lock.read_unlock()
         if kvm.vm_dead.peek():
             outcome = RetPf.INVALID
+        elif outcome is RetPf.RETRY:
+            yield from await_retry(kvm, vcpu)
     tdx.page_add_src = None
     kvm.host_memory.put_page(fault.pfn)
     yield file.inode.invalidate_lock.write_unlock()
@@ -140,10 +147,18 @@ def _populate(tdx: KvmTdx, vcpu: Vcpu, gfn: int) -> Steps[int]:
 
 
 def td_finalize(tdx: KvmTdx) -> Steps[None]:
-    """KVM_TDX_FINALIZE_VM: first the state, then the permission to prefault: who sees the second sees the first."""
+    """KVM_TDX_FINALIZE_VM: first the state, then the permission to prefault: who sees the second sees the first.
+
+    Takes the locks that the other calls which build a TD take: the module refuses them as busy beside one another.
+    """
+    kvm = tdx.kvm
+    yield kvm.lock.lock()
+    yield kvm.slots_lock.lock()
     must(tdx, "TDH.MR.FINALIZE", (yield from tdh_mr_finalize(tdx.module, td=tdx.td)))
     yield tdx.state.write(TdState.RUNNABLE)
-    yield tdx.kvm.pre_fault_allowed.write(True)
+    yield kvm.pre_fault_allowed.write(True)
+    yield kvm.slots_lock.unlock()
+    yield kvm.lock.unlock()
 
 
 def release_gmem(kvm: Kvm) -> Steps[None]:

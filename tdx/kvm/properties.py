@@ -13,6 +13,8 @@ from mmu.spte import is_frozen_spte, is_last_spte, is_shadow_present_pte, spte_t
 from mmu.vm import Kvm
 from sim import Broken, Kernel
 from tdx.kvm.state import KvmTdx
+from tdx.module import PageType
+from tdx.module.invariants import INVARIANTS
 from tdx.module.septe import SeptState
 
 Property = Callable[[], "Broken | None"]
@@ -36,11 +38,25 @@ def watch(kernel: Kernel, kvm: Kvm, tdx: KvmTdx | None) -> None:
             kind="stale-spte",
         )
     kernel.at_end("no lock is held", partial(no_lock_held, kvm), kind="lock-rule")
+    kernel.at_end(
+        "every page of guest_memfd has its file's reference and no other",
+        living(partial(gmem_references, kvm)),
+        kind="refcount",
+    )
+    kernel.at_end(
+        "a root has one reference for each vCPU that has it loaded, and one for the MMU",
+        living(partial(root_references, kvm)),
+        kind="refcount",
+    )
+    kernel.at_end("every frame of a page table is a table's", partial(table_frames, kvm), kind="leak")
     if tdx is not None:
         kernel.at_end(
             "mirror and S-EPT agree", living(partial(mirror_matches_sept, kvm, tdx)), kind="diverged"
         )
         kernel.at_end("a destroyed TD owns no page", partial(nothing_left, kvm, tdx), kind="leak")
+        for text, make in INVARIANTS.items():
+            kernel.at_end(text, make(tdx.module), kind="refcount" if "count" in text else "diverged")
+        kvm.host_memory.on_free.append(partial(frames_freed, tdx))
 
 
 def tables(kvm: Kvm) -> list[KvmMmuPage]:
@@ -106,6 +122,49 @@ def no_lock_held(kvm: Kvm) -> Broken | None:
     locks = (kvm.mmu_lock, kvm.slots_lock, kvm.lock, kvm.tdp_mmu_pages_lock, kvm.mn_invalidate_lock)
     held = [f"{lock} by {lock.holders()[0]}" for lock in locks if lock.holders()]
     return Broken(held=", ".join(held)) if held else None
+
+
+def gmem_references(kvm: Kvm) -> Broken | None:
+    """A fault that ends drops the reference that it took, however it ends."""
+    for slot in kvm.slots():
+        file = slot.gmem.file.peek() if slot.gmem is not None else None
+        for folio in file.inode.folios() if file is not None else ():
+            refs = kvm.host_memory.refs(folio.pfn)
+            if refs != 1:
+                return Broken(folio=folio, references=refs)
+    return None
+
+
+def root_references(kvm: Kvm) -> Broken | None:
+    """kvm_tdp_mmu_get_root and _put_root balance."""
+    for root in kvm.tdp_mmu_roots:
+        loaded = sum(root in (vcpu.arch.root, vcpu.arch.mirror_root) for vcpu in kvm.vcpus)
+        expected = loaded + (not root.invalid.peek() or root.scheduled_root_to_zap.peek())
+        if root.root_count.peek() != expected:
+            return Broken(root=root, references=root.root_count.peek(), expected=expected)
+    return None
+
+
+def table_frames(kvm: Kvm) -> Broken | None:
+    """A table that was unlinked is freed, one that was never linked is given back."""
+    frames = kvm.host_memory.frames_of("mmu_shadow_page_cache")
+    linked = kvm.page_tables.live + len(kvm.tdp_mmu_roots)
+    return Broken(frames=frames, linked=linked) if frames != linked else None
+
+
+def frames_freed(tdx: KvmTdx, pfn: int, pages: int) -> None:
+    """Frames go back to the host (`HostMemory.on_free`): the module must not know them any more (races.md R65)."""
+    if tdx.kvm.vm_bugged:
+        return
+    for frame in range(pfn, pfn + pages):
+        kind = tdx.module.pamt_type(frame)
+        if kind is PageType.PT_NDA:
+            continue
+        tdx.kvm.kernel.find(
+            "uaf-table" if kind is PageType.PT_EPT else "uaf-page",
+            f"a frame is freed while the module uses it as {kind.name}",
+            pfn=hex(frame),
+        )
 
 
 def mirror_matches_sept(kvm: Kvm, tdx: KvmTdx) -> Broken | None:

@@ -7,6 +7,7 @@ Removing runs under mmu_lock for write and must not fail. Source: tdx.c, tdx_sep
 from __future__ import annotations
 
 from mmu.errno import Errno
+from mmu.external import Awaited
 from mmu.page_table import KvmMmuPage
 from mmu.spte import spte_to_pfn
 from sim import Steps
@@ -63,8 +64,13 @@ class TdxSept:
     def _installed(self, result: SeamcallReturn, leaf: str) -> int:
         if operand_busy(result):
             self.kernel.reached("seamcall_busy_retried")
+            self.tdx.note_busy(result)
             return -Errno.EBUSY
         return -Errno.EIO if self.tdx.bug_on(result, leaf) else 0
+
+    def awaited(self) -> Awaited | None:
+        """The lock that made the running thread's last call busy."""
+        return self.tdx.awaited()
 
     def remove_external_spte(self, gfn: Gfn, level: PgLevel, old_spte: int) -> Steps[int]:
         """tdx_sept_remove_private_spte, Z1 to Z6. On a failure the page is lost to KVM, and so is the VM.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 
 from mmu.vm import Kvm
-from sim import Cell
+from sim import Cell, Thread
 from tdx.module import LogicalProcessor, SeamcallReturn, Status, Td, TdxModule
+from tdx.module.status import Awaited
 from vcpu.addresses import Pfn
 
 
@@ -38,8 +39,21 @@ class KvmTdx:
         self.tdcs_pages: list[Pfn] = []
         self.tdvpr: dict[int, Pfn] = {}
         self.vcpu_pages: dict[int, list[Pfn]] = {}
+        self.busy: dict[Thread, Awaited] = {}
+        """What each thread's last busy SEAMCALL was about: the lock that was taken."""
         self.taken_by_host: set[int] = set()
         """Frames that host threads took from the guest unasked: touching one again may kill the TD, and nobody is to blame."""
+
+    def note_busy(self, result: SeamcallReturn) -> None:
+        """The running thread will try again: remember what it may wait for. An injected BUSY has no lock behind it."""
+        thread = self.kvm.kernel.current
+        self.busy.pop(thread, None)
+        if result.awaited is not None:
+            self.busy[thread] = result.awaited
+
+    def awaited(self) -> Awaited | None:
+        """What the running thread's last busy SEAMCALL was about; asked once."""
+        return self.busy.pop(self.kvm.kernel.current, None)
 
     @property
     def hkid_assigned(self) -> bool:

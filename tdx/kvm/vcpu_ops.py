@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from mmu.errno import Errno
 from mmu.fault import RetPf, await_retry, kvm_mmu_do_page_fault
+from mmu.ledgers import MIRROR
 from mmu.vcpu_ops import GIVE_UP, VmOps, access_of
 from sim import Steps
-from tdx.kvm.state import KvmTdx, operand_busy
+from sim.dependence import WRITE, note
+from tdx.kvm.state import KvmTdx, TdState, operand_busy
 from tdx.module import (
     AcceptResult,
     PageType,
@@ -31,7 +33,7 @@ from vcpu.exits import PROT_MASK, QUALIFICATION, ExitReason, ExtendedQualificati
 from vcpu.guest import AcceptStatus, Guest
 from vcpu.pcpu import Pcpu, smp_call_function_many
 from vcpu.tlb import Translation
-from vcpu.vcpu import VM_DEAD, Vcpu
+from vcpu.vcpu import FREE_OBSOLETE_ROOTS, VM_DEAD, Vcpu
 
 MAP_GPA_LEAF = 0x10001
 HLT_LEAF = 12
@@ -44,6 +46,7 @@ class TdxOps(VmOps):
     def __init__(self, tdx: KvmTdx, guest: Guest) -> None:
         super().__init__(tdx.kvm, guest)
         self.tdx = tdx
+        self._runnable: set[int] = set()
         self.private_space = f"sept[{tdx.td.tdr_pfn:#x}]"
 
     # KVM's side
@@ -67,6 +70,15 @@ class TdxOps(VmOps):
         vcpu.pcpu.tlb.flush_all()
         self.kernel.count("tlb_flush")
 
+    def reload_mmu(self, vcpu: Vcpu) -> Steps[int]:
+        """V3, behind tdx_vcpu_pre_run: a vCPU of a TD that is not finalized does not run."""
+        if vcpu.index not in self._runnable:
+            if (yield self.tdx.state.read()) is not TdState.RUNNABLE:
+                self.kernel.reached("vcpu_run_before_finalize")
+                return -Errno.EINVAL
+            self._runnable.add(vcpu.index)
+        return (yield from super().reload_mmu(vcpu))
+
     def run(self, vcpu: Vcpu) -> Steps[GuestExit | None]:
         """V10, V11: tdx_vcpu_run. A busy VP.ENTER, or a zap that keeps vCPUs out, is EXIT_FASTPATH_EXIT_HANDLED."""
         tdx = self.tdx
@@ -85,6 +97,7 @@ class TdxOps(VmOps):
         )
         if operand_busy(result) and result.exit is None:
             self.kernel.reached("vp_enter_busy")
+            tdx.note_busy(result)
             return None
         if result.exit is None:
             self.kvm.bug("TDH.VP.ENTER failed", status=str(result))
@@ -110,7 +123,14 @@ class TdxOps(VmOps):
         return TdExit(TdxExitReason(int(left.reason)), left.qualification, left.extended, left.gpa, vcpu.rip)
 
     def await_entry(self, vcpu: Vcpu) -> Steps[None]:
-        """Wait outside, interrupts on, until no zap wants vCPUs out; the kernel spins through its loop for that time."""
+        """Wait outside, interrupts on, until no zap wants vCPUs out and the lock that made VP.ENTER busy is free.
+
+        The kernel spins through its loop for that time.
+        """
+        awaited = self.tdx.awaited()
+        if awaited is not None:
+            lock, free = awaited
+            yield lock.wait_until(free)
         yield self.tdx.wait_for_sept_zap.wait_until(lambda flag: not flag)
 
     def is_private_fault(self, gpa: Gpa) -> bool:
@@ -141,16 +161,25 @@ class TdxOps(VmOps):
         self.trace_fault(vcpu, guest_exit)  # F06
         while True:
             outcome, _ = yield from kvm_mmu_do_page_fault(kvm, vcpu, gpa, access, is_private=private)  # F07
-            if outcome is not RetPf.RETRY or not private:  # F08
+            if outcome is not RetPf.RETRY:  # F08
+                break
+            if not private:
+                yield from await_retry(kvm, vcpu)
                 break
             self.kernel.reached("fault_local_retry")
             pending_requests = yield vcpu.requests.read_once()
             if pending_requests & VM_DEAD.mask:
                 outcome = Errno.EIO
                 break
+            if pending_requests & FREE_OBSOLETE_ROOTS.mask:
+                # Until it is served every fault is stale (F31). The kernel spins here until the guest has an event or the
+                # thread a signal, neither of which is modelled; so leave at once instead.
+                self.kernel.reached("fault_retry_left_for_root")
+                break
             slots = yield kvm.memslots.load()
             slot = slots.find(gfn_of(gpa))
             if slot is not None and slot.invalid:
+                yield from await_retry(kvm, vcpu)
                 break
             yield from await_retry(kvm, vcpu)
         if outcome is Errno.EIO:
@@ -165,8 +194,10 @@ class TdxOps(VmOps):
         self.kernel.count("td.dead")
         if gfn_of(gpa) not in self.tdx.taken_by_host:
             self.kernel.find("td-dead", "the guest touched a page that was pending", vcpu=vcpu, gpa=hex(gpa))
+        note(self.kvm.vm_dead.name, WRITE)
         self.kvm.vm_dead.v = True
         for other in self.kvm.vcpus:
+            note(other.requests.name, WRITE)
             other.requests.v |= VM_DEAD.mask
         vcpu.shut_down = True
         return GIVE_UP
@@ -207,6 +238,8 @@ class TdxOps(VmOps):
         """TDG.MEM.PAGE.ACCEPT."""
         tdx = self.tdx
         tdvps = tdx.module.vcpu(tdx.tdvpr[vcpu.index])
+        content = None if self.kvm.ledger is None else self.kvm.ledger.content
+        before = content.before_accept(gfn_of(gpa)) if content is not None else None
         result = yield from tdg_mem_page_accept(
             tdx.module,
             td=tdx.td,
@@ -220,18 +253,29 @@ class TdxOps(VmOps):
             return AcceptStatus.INTERRUPTED
         if result.exit is not None:
             return GuestExit(ExitReason.EPT_VIOLATION, gpa, result.exit.qualification, result.exit.extended)
-        return accept_status(result)
+        status = accept_status(result)
+        if content is not None and status is AcceptStatus.ACCEPTED:
+            content.accepted(vcpu, gfn_of(gpa), before)
+        return status
 
-    def check_access(self, vcpu: Vcpu, gpa: Gpa, pfn: int) -> None:
-        """A private translation must lead to a page that the TD still owns."""
+    def check_access(self, vcpu: Vcpu, gpa: Gpa, translation: Translation, access: str, version: int) -> None:
+        """A private translation must lead to a page that the TD still owns, with the content that the TD left there."""
         if self.kvm.is_direct_gpa(gpa):
-            super().check_access(vcpu, gpa, pfn)
+            super().check_access(vcpu, gpa, translation, access, version)
             return
-        module = self.tdx.module
+        module, ledger = self.tdx.module, self.kvm.ledger
+        gfn = gfn_of(gpa)
+        pfn = translation.frame(gfn)
+        if ledger is not None:
+            ledger.tlb.judge(vcpu, MIRROR, gfn, translation)
         if module.pamt_type(pfn) is not PageType.PT_REG or module.pamt_owner(pfn) != self.tdx.td.tdr_pfn:
             self.kernel.find(
                 "stale-tlb", f"{vcpu} reaches a page that left the TD", gpa=hex(gpa), pfn=hex(pfn)
             )
+        if ledger is not None and access == "write":
+            ledger.content.wrote(gfn, version)
+        elif ledger is not None:
+            ledger.content.saw(vcpu, gfn, version)
 
 
 def translation(entry: Septe, level: PgLevel, gfn: Gfn) -> Translation:

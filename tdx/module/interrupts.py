@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sim.access import Access
+from sim.dependence import Touch
 from sim.thread import Thread
 
 
@@ -18,6 +19,9 @@ class InterruptTest(Access):
 
     def perform(self, thread: Thread) -> bool:
         return self.target()
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ()  # `target` says what it looks at
 
     def __repr__(self) -> str:
         return self.verb

@@ -25,7 +25,17 @@ from sim import Cell, Steps
 from sim.access import Access, Update
 from tdx.module.pamt import PageType, PamtEntry, PamtWalk
 from tdx.module.septe import TDEL, TDHP, Septe
-from tdx.module.sharex import EXCLUSIVE, HP, HP_EXCLUSIVE, Sharex, SharexHp
+from tdx.module.sharex import (
+    EXCLUSIVE,
+    HP,
+    HP_EXCLUSIVE,
+    Sharex,
+    SharexHp,
+    free,
+    hp_free,
+    hp_shareable,
+    shareable,
+)
 from tdx.module.status import Operand, Refused, Status
 from vcpu.addresses import Pfn, PgLevel
 
@@ -44,6 +54,10 @@ def unlocks(word: int) -> int:
     return word & ~TDEL
 
 
+def _entry_free(word: int) -> bool:
+    return not word & TDEL
+
+
 class Held:
     """What one call holds, in the order it was taken; every method that takes raises `Refused` if it cannot.
 
@@ -60,19 +74,19 @@ class Held:
     def shared(self, lock: Sharex, operand: Operand, *, met: str = "") -> Steps[None]:
         """Take a sharex lock shared. `met` names what is reached on failure."""
         if (yield lock.try_shared()) & EXCLUSIVE:
-            self._lost(operand, met)
+            self._lost(operand, met, lock, shareable)
         self._taken.append(lock.release_shared)
 
     def exclusive(self, lock: Sharex, operand: Operand, *, met: str = "") -> Steps[None]:
         """Take a sharex lock exclusive."""
         if (yield lock.try_exclusive()):
-            self._lost(operand, met)
+            self._lost(operand, met, lock, free)
         self._taken.append(lock.release_exclusive)
 
     def shared_hp(self, lock: SharexHp, operand: Operand) -> Steps[None]:
         """Take a host-priority lock shared, as the host."""
         if (yield lock.try_shared()) & HP_EXCLUSIVE:
-            self._lost(operand, "")
+            self._lost(operand, "", lock, hp_shareable)
         self._taken.append(lock.release_shared)
 
     def page(
@@ -84,7 +98,7 @@ class Held:
         walk = PamtWalk(pamt, pfn, level, exclusive=exclusive)
         entry: PamtEntry | None = yield walk
         if entry is None:
-            self._lost(operand, "")
+            self._lost(operand, "", *walk.lost())
         assert entry is not None
         self._taken.append(walk.unwalk)
         if entry.level != level or entry.kind is not kind:
@@ -98,7 +112,7 @@ class Held:
         walk = PamtWalk(pamt, pfn, PgLevel.PG_LEVEL_4K, exclusive=True)
         entry: PamtEntry | None = yield walk
         if entry is None:
-            self._lost(operand, "")
+            self._lost(operand, "", *walk.lost())
         assert entry is not None
         self._taken.append(walk.unwalk)
         return entry
@@ -108,7 +122,7 @@ class Held:
         lock = entry.lock
         if exclusive:
             if (yield lock.try_exclusive()) & ~HP:
-                self._lost(operand, "")
+                self._lost(operand, "", lock, hp_free)
             self._taken.append(lock.release_exclusive)
         else:
             yield from self.shared_hp(lock, operand)
@@ -121,7 +135,9 @@ class Held:
         before: int = yield Update(walk.septe, host_locks, "lock entry")
         if before & TDEL:
             self.module.kernel.reached("sept_entry_busy")
-            raise Refused(Status.TDX_OPERAND_BUSY, Operand.RCX, *walk.details())
+            raise Refused(
+                Status.TDX_OPERAND_BUSY, Operand.RCX, *walk.details(), awaited=(walk.septe, _entry_free)
+            )
         self._taken.append(_EntryRelease(walk.septe))
         return Septe(before & ~TDHP)
 
@@ -136,10 +152,10 @@ class Held:
         while taken:
             yield taken.pop()()
 
-    def _lost(self, operand: Operand, met: str) -> None:
+    def _lost(self, operand: Operand, met: str, lock: Cell[int], is_free: Callable[[int], bool]) -> None:
         if met:
             self.module.kernel.reached(met)
-        raise Refused(Status.TDX_OPERAND_BUSY, operand)
+        raise Refused(Status.TDX_OPERAND_BUSY, operand, awaited=(lock, is_free))
 
 
 class _EntryRelease:

@@ -14,19 +14,34 @@ Source: TDX module 1.5.01, pamt_manager.c; reference 2 and 2.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
 
 from sim import Cell
 from sim.access import Access
+from sim.dependence import READ, UPDATE, WRITE, Touch, note
 from sim.thread import Thread
-from tdx.module.sharex import HP, HP_EXCLUSIVE, SharexHp, hp_add_reader, hp_drop_reader, hp_take, hp_wipe
+from tdx.module.sharex import (
+    HP,
+    HP_EXCLUSIVE,
+    SharexHp,
+    hp_add_reader,
+    hp_drop_reader,
+    hp_free,
+    hp_shareable,
+    hp_take,
+    hp_wipe,
+)
 from tdx.module.status import Operand, Refused, Status
 from vcpu.addresses import LEVELS, PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Pfn, PgLevel
 
 MAX_PFN = 1 << (46 - 12)
 """First frame beyond physical memory: addresses have 52 bits, the upper six are the HKID's."""
+
+
+ASSIGNED = "pamt.assigned"
+"""For searches that reorder accesses: which pages are in use."""
 
 
 class PageType(IntEnum):
@@ -44,12 +59,13 @@ class PageType(IntEnum):
 class PamtEntry:
     """One entry. `holds` is the control structure that lives in the page, if one does."""
 
-    __slots__ = ("bepoch", "holds", "kind", "level", "lock", "owner", "pfn")
+    __slots__ = ("bepoch", "holds", "kind", "level", "lock", "owned", "owner", "pfn")
 
     def __init__(self, pfn: Pfn, level: PgLevel) -> None:
         name = f"pamt[{pfn:#x},{level.short}]"
         self.pfn = pfn
         self.level = level
+        self.owned = f"{name}.owned"
         self.lock = SharexHp(f"{name}.lock", 0)
         self.kind = PageType.PT_NDA
         self.owner: Pfn | None = None
@@ -58,12 +74,16 @@ class PamtEntry:
 
     def assign(self, kind: PageType, owner: Pfn | None, holds: Any = None) -> None:
         """Give the page a type and an owner; the caller holds the entry exclusive. BEPOCH is the leaf's business."""
+        note(self.owned, WRITE)
+        note(ASSIGNED, UPDATE)
         self.kind = kind
         self.owner = owner
         self.holds = holds
 
     def free(self) -> None:
         """Make it NDA; BEPOCH stays."""
+        note(self.owned, WRITE)
+        note(ASSIGNED, UPDATE)
         self.kind = PageType.PT_NDA
         self.owner = None
         self.holds = None
@@ -91,9 +111,13 @@ class Pamt:
         """The entry that says what `pfn` is: the largest that is REG, else the 4K one. For observers and implicit use."""
         for level in (PG_LEVEL_1G, PG_LEVEL_2M):
             entry = self._arrays[level].get(pfn >> 9 * (level - 1))
-            if entry is not None and entry.kind is PageType.PT_REG:
-                return entry
-        return self.entry(pfn, PG_LEVEL_4K)
+            if entry is not None:
+                note(entry.owned, READ)
+                if entry.kind is PageType.PT_REG:
+                    return entry
+        entry = self.entry(pfn, PG_LEVEL_4K)
+        note(entry.owned, READ)
+        return entry
 
     def check(self, pfn: int, level: PgLevel, operand: Operand) -> None:
         """Refuse an operand that cannot be a page of that size: alignment and address bits first, then the TDMRs."""
@@ -130,7 +154,7 @@ class PamtWalk(Access):
     entry of a larger size.
     """
 
-    __slots__ = ("_exclusive", "_level", "_pamt", "_pfn", "_taken")
+    __slots__ = ("_exclusive", "_level", "_lost", "_pamt", "_pfn", "_taken")
     verb = "walk pamt"
     reads = writes = acquires = True
 
@@ -147,12 +171,15 @@ class PamtWalk(Access):
         while True:
             entry = self._pamt.entry(self._pfn, level)
             lock = entry.lock
+            note(entry.owned, READ)
             last = level == self._level or entry.kind is PageType.PT_REG
             word = lock.v
             exclusive = last and self._exclusive
+            note(lock.name, WRITE if exclusive else UPDATE)
             lost = word & ~HP if exclusive else word & HP_EXCLUSIVE
             lock.v = hp_take(word) if exclusive else hp_add_reader(word)
             if lost:
+                self._lost = lock, hp_free if exclusive else hp_shareable
                 self._undo()
                 return None
             self._taken.append((lock, exclusive))
@@ -160,9 +187,18 @@ class PamtWalk(Access):
                 return entry
             level -= 1
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ()  # which locks it comes to, and in which mode, is known only on the way: all noted
+
     def _undo(self) -> None:
         for lock, exclusive in self._taken:
+            note(lock.name, WRITE if exclusive else UPDATE)
             lock.v = hp_wipe(lock.v) if exclusive else hp_drop_reader(lock.v)
+            lock.notify()
+
+    def lost(self) -> tuple[SharexHp, Callable[[int], bool]]:
+        """Of a walk that failed: the lock that was taken, and when it is free."""
+        return self._lost
 
     def unwalk(self) -> PamtUnwalk:
         """The access that lets go of what the walk took."""
@@ -183,6 +219,9 @@ class PamtUnwalk(Access):
     def perform(self, thread: Thread) -> None:
         self._walk._undo()
 
+    def touches(self) -> tuple[Touch, ...]:
+        return ()  # noted, lock by lock
+
 
 class PamtScan(Access):
     """Look at the 512 4K entries below a 2M frame; the thread gets whether one is in use."""
@@ -198,3 +237,6 @@ class PamtScan(Access):
 
     def perform(self, thread: Thread) -> bool:
         return self._pamt.assigned_below(self._pfn)
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((ASSIGNED, READ),)

@@ -79,7 +79,12 @@ def seamcall(
                     result = yield from body(module, held, *args, **operands)
                 except Refused as refused:
                     result = SeamcallReturn(
-                        refused.status, refused.operand, refused.rcx, refused.rdx, refused.r8
+                        refused.status,
+                        refused.operand,
+                        refused.rcx,
+                        refused.rdx,
+                        refused.r8,
+                        awaited=refused.awaited,
                     )
                     held.cost = REFUSED_COST
                 if held.cost:

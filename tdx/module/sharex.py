@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sim import Cell
 from sim.access import Update
+from sim.dependence import UPDATE, Touch
 
 EXCLUSIVE = 1
 READER = 2
@@ -46,9 +47,38 @@ def hp_take(word: int) -> int:
     return word | HP if word & ~HP else HP_EXCLUSIVE
 
 
+def free(word: int) -> bool:
+    """Whether an exclusive attempt would win."""
+    return word == 0
+
+
+def shareable(word: int) -> bool:
+    """Whether a shared attempt would win."""
+    return not word & EXCLUSIVE
+
+
+def hp_shareable(word: int) -> bool:
+    """Whether a host's shared attempt would win."""
+    return not word & HP_EXCLUSIVE
+
+
+def hp_free(word: int) -> bool:
+    """Whether a host's exclusive attempt would win."""
+    return not word & ~HP
+
+
 def hp_wipe(word: int) -> int:
     """The exclusive holder leaves."""
     return word & HP
+
+
+class SharedUpdate(Update[int]):
+    """A shared attempt or release: the order of two shows nowhere, for a reader looks at no other reader's count."""
+
+    __slots__ = ()
+
+    def touches(self) -> tuple[Touch, ...]:
+        return ((self.target.name, UPDATE),)
 
 
 class Sharex(Cell[int]):
@@ -58,7 +88,7 @@ class Sharex(Cell[int]):
 
     def try_shared(self) -> Update[int]:
         """Won unless the old word has EXCLUSIVE."""
-        return Update(self, _add_reader, "try shared")
+        return SharedUpdate(self, _add_reader, "try shared")
 
     def try_exclusive(self) -> Update[int]:
         """Won if the old word is 0."""
@@ -66,7 +96,7 @@ class Sharex(Cell[int]):
 
     def release_shared(self) -> Update[int]:
         """One reader less."""
-        return Update(self, _drop_reader, "unlock shared")
+        return SharedUpdate(self, _drop_reader, "unlock shared")
 
     def release_exclusive(self) -> Update[int]:
         """Wipes the word, failed readers included."""
@@ -80,7 +110,7 @@ class SharexHp(Cell[int]):
 
     def try_shared(self) -> Update[int]:
         """Won unless the old word has HP_EXCLUSIVE."""
-        return Update(self, hp_add_reader, "try shared")
+        return SharedUpdate(self, hp_add_reader, "try shared")
 
     def try_exclusive(self) -> Update[int]:
         """Won if the old word is 0 but for HP."""
@@ -88,7 +118,7 @@ class SharexHp(Cell[int]):
 
     def release_shared(self) -> Update[int]:
         """One reader less."""
-        return Update(self, hp_drop_reader, "unlock shared")
+        return SharedUpdate(self, hp_drop_reader, "unlock shared")
 
     def release_exclusive(self) -> Update[int]:
         """Wipes the word but for HP."""

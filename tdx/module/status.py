@@ -8,11 +8,14 @@ Source: TDX module 1.5.01, tdx_error_codes_defs.h; reference section 1. A test c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sim import Cell
     from tdx.module.exits import TdExit
 
 ERROR = 1 << 63
@@ -234,11 +237,24 @@ class Operand(IntEnum):
     WBCACHE = 188
 
 
+Awaited = tuple["Cell[int]", "Callable[[int], bool]"]
+"""A lock's word, and whether it is free for whoever lost."""
+
+
 class Refused(Exception):
-    """A leaf refuses, before it has changed anything. Args: status, operand id, and what RCX, RDX and R8 return."""
+    """A leaf refuses, before it has changed anything. Args: status, operand id, and what RCX, RDX and R8 return.
+
+    `awaited`, of a refusal by a lock: what the caller may wait for instead of trying again and again.
+    """
 
     def __init__(
-        self, status: Status, operand: int | None = None, rcx: int = 0, rdx: int = 0, r8: int = 0
+        self,
+        status: Status,
+        operand: int | None = None,
+        rcx: int = 0,
+        rdx: int = 0,
+        r8: int = 0,
+        awaited: Awaited | None = None,
     ) -> None:
         super().__init__(status, operand, rcx, rdx, r8)
         self.status = status
@@ -246,6 +262,7 @@ class Refused(Exception):
         self.rcx = rcx
         self.rdx = rdx
         self.r8 = r8
+        self.awaited = awaited
 
 
 def require(condition: bool, status: Status, operand: int | None = None) -> None:
@@ -258,7 +275,8 @@ def require(condition: bool, status: Status, operand: int | None = None) -> None
 class SeamcallReturn:
     """The registers after a SEAMCALL or TDCALL, and the TD exit if TDH.VP.ENTER brought one.
 
-    `operand` is whatever was added to the status: an `Operand`, a level, an exit reason; None is nothing.
+    `operand` is whatever was added to the status: an `Operand`, a level, an exit reason; None is nothing. `awaited` is no
+    register: it is how the model's callers wait where the kernel's spin (see `Refused`).
     """
 
     status: Status
@@ -267,6 +285,7 @@ class SeamcallReturn:
     rdx: int = 0
     r8: int = 0
     exit: TdExit | None = None
+    awaited: Awaited | None = field(default=None, compare=False, repr=False)
 
     @property
     def rax(self) -> int:

@@ -265,4 +265,5 @@ def main() -> None:
     print(f"\nmeasured in {perf_counter() - began_s:.0f} s")
 
 
-main()
+if __name__ == "__main__":
+    main()

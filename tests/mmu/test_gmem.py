@@ -104,7 +104,7 @@ def test_get_pfn_never_gives_a_freed_page_inside_the_folio_lock(order, end):
             for _ in range(2):
                 pfn, _ = yield from kvm_gmem_get_pfn(slot.gmem.file, slot, 0)
                 memory.touch(pfn)
-                yield file.refs.read()
+                yield file.refs.read_once()
                 memory.touch(pfn)
                 inode.folio_put(pfn)
 

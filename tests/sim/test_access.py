@@ -102,7 +102,7 @@ def message_passing(k):
     seen = []
 
     def sender():
-        yield data.write(42)
+        yield data.write_once(42)
         yield flag.store_release(1)
 
     def receiver():

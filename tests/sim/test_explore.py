@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 
-from sim import INFINITY, Broken, Kernel, explore, record
+from sim import INFINITY, Broken, Kernel, estimates, explore, record
 from tests.sim.worlds import bustle, lost_update
 
 
@@ -90,7 +92,187 @@ def test_stop_at_first_stops():
 
 def test_a_time_limit_ends_a_search():
     """No time means no execution, and no claim."""
-    assert explore(lost_update, time_limit_s=0).executions == 0
+    report = explore(lost_update, time_limit_s=0)
+    assert (report.executions, report.verdict) == (0, "inconclusive")
+    assert report.claim == "no execution was made"
+
+
+class Clock:
+    """A `monotonic` that goes on by one second whenever it is asked."""
+
+    def __init__(self):
+        self.now_s = 0
+
+    def __call__(self):
+        self.now_s += 1
+        return self.now_s
+
+
+@pytest.mark.parametrize(
+    ("strategy", "executions", "out_of_time"),
+    [
+        ("random", 100, True),
+        ("random", None, False),
+        ("dfs", None, True),
+        ("dfs", 100, True),
+        ("fifo", None, False),
+    ],
+)
+def test_a_time_limit_that_ends_a_search_early_is_inconclusive(
+    monkeypatch, strategy, executions, out_of_time
+):
+    """Early is: before the executions asked for, or before its own end. Time alone may be the budget of a walk."""
+    monkeypatch.setattr(import_module("sim.explore"), "monotonic", Clock())
+    report = explore(bustle, strategy=strategy, executions=executions, time_limit_s=10)
+
+    assert report.executions == (1 if strategy == "fifo" else 9)
+    assert report.out_of_time is out_of_time
+    assert report.verdict == ("inconclusive" if out_of_time else "none found")
+    assert ("the time limit ended the search after 9 executions" in report.claim) is out_of_time
+
+
+def test_a_time_limit_that_ends_with_the_search_is_no_limit(monkeypatch):
+    """Nothing was left to do."""
+    monkeypatch.setattr(import_module("sim.explore"), "monotonic", Clock())
+    whole = explore(lambda k: increments(k, locked=True), strategy="dfs")
+    again = explore(lambda k: increments(k, locked=True), strategy="dfs", time_limit_s=whole.executions + 1)
+
+    assert (again.executions, again.verdict) == (whole.executions, "proved")
+
+
+def increments(k, *, locked):
+    """`lost_update`, with or without the lock that makes it right."""
+    lock, x = k.mutex("lock"), k.cell("x", 0)
+
+    def increment():
+        if locked:
+            yield lock.lock()
+        value = yield x.read_once()
+        yield x.write_once(value + 1)
+        if locked:
+            yield lock.unlock()
+
+    k.thread("a", increment())
+    k.thread("b", increment())
+    k.at_end("both increments count", lambda: x.peek() == 2)
+
+
+@pytest.mark.parametrize("strategy", ["dfs", "dpor"])
+def test_an_exhaustive_search_proves_or_fails(strategy):
+    """With the number of executions as its claim."""
+    right = explore(lambda k: increments(k, locked=True), strategy=strategy)
+    wrong = explore(lambda k: increments(k, locked=False), strategy=strategy)
+
+    assert (right.verdict, right.clean, right.drawn) == ("proved", True, False)
+    assert right.claim.startswith(
+        f"every interleaving of this world under sequential consistency, in {right.executions} executions"
+    )
+    assert (wrong.verdict, wrong.clean) == ("failing", False)
+    assert wrong.claim == f"{wrong.failed} of {wrong.executions} executions failed"
+
+
+def test_a_window_bounds_what_is_proved():
+    """The claim says so."""
+    report = explore(lambda k: increments(k, locked=False), strategy="dfs", window_ns=0)
+    assert report.verdict == "failing"
+    report = explore(lambda k: increments(k, locked=True), strategy="dfs", window_ns=7)
+    assert report.claim.startswith("every interleaving within 7 ns of time order of this world")
+
+
+def test_a_walk_that_finds_claims_a_rate():
+    """The interval is Wilson's, and overlaps with that of another search."""
+    report = explore(lost_update, executions=400)
+    low, high = estimates.wilson(report.failed, 400)
+    other = explore(lost_update, executions=400, seed=1)
+
+    assert report.claim.startswith(
+        f"{report.failed} of 400 executions failed: a rate of {report.failed / 400:.3g}, "
+        f"with 95 % confidence {low:.3g} to {high:.3g}. "
+    )
+    other_low, other_high = estimates.wilson(other.failed, 400)
+    assert low < other_high
+    assert other_low < high
+    assert report.hits == {"random": report.failed}
+
+
+def test_a_walk_that_finds_nothing_claims_the_rule_of_three_and_the_unseen_mass():
+    """And never that there is nothing."""
+    report = explore(lambda k: increments(k, locked=True), executions=300)
+
+    assert (report.verdict, report.clean, report.proved) == ("none found", True, False)
+    assert report.claim == (
+        "nothing found in 300 executions: the next one fails with a probability below 0.01 (95 % confidence). "
+        "2 orders of conflicting accesses seen; the next execution shows a new one with a probability of about 0"
+    )
+
+
+def test_what_was_never_met_is_in_the_claim():
+    """It is why the search failed."""
+
+    def world(k):
+        increments(k, locked=True)
+        k.sometimes("pigs fly")
+
+    report = explore(world, executions=10)
+    assert report.verdict == "failing"
+    assert report.claim.startswith("never met in 10 executions: pigs fly. nothing found in 10 executions")
+
+
+def test_the_step_limit_names_the_loop():
+    """The thread, the function it never left, the lines of it that went round, and how much of the end it made."""
+
+    def world(k):
+        flag, word = k.cell("flag", False), k.cell("word", 0)
+
+        def look():
+            return (yield flag.read_once())
+
+        def spin():
+            yield word.write_once(1)
+            while not (yield from look()):
+                yield word.fetch_add(1)
+
+        def once():
+            yield word.read_once()
+
+        k.thread("spinner", spin())
+        k.thread("other", once())
+
+    for max_steps in (300, 40):  # longer and shorter than the part that is looked at
+        report = explore(world, executions=20, max_steps=max_steps)
+        whole = min(max_steps, 64)
+        assert sum(report.loops.values()) == report.cut == report.executions == 20
+        assert all(name.startswith("spinner in spin, sim/test_explore.py:") for name in report.loops)
+        assert all(name.endswith(f" of the last {whole} steps)") for name in report.loops)
+        assert f"20 of 20 executions hit the step limit: {next(iter(report.loops))} in " in report.claim
+    (name,) = explore(world, executions=20, max_steps=300).loops
+    assert name.endswith("(64 of the last 64 steps)")
+
+
+def test_the_step_limit_is_the_same_whether_its_end_is_looked_at_or_not():
+    """An execution just as long as the limit is not cut; one step less, and it is, after the same picks."""
+    (steps,) = {k.steps for k in ended(max_steps=10_000)}
+    whole = ended(max_steps=steps)
+    cut = ended(max_steps=steps - 1)
+
+    assert (whole[0].exhausted, cut[0].exhausted) == (False, True)
+    assert [thread.name for thread in cut[0].picks] == [thread.name for thread in whole[0].picks][:-1]
+
+
+def ended(**options):
+    """The kernel of one execution."""
+    kernels = []
+    explore(bustle, executions=1, after=kernels.append, **options)
+    return kernels
+
+
+def test_hooks_end_a_search_and_see_its_executions():
+    """`stop` is asked before, `after` told after every execution, findings and all."""
+    kernels = []
+    report = explore(lost_update, executions=100, stop=lambda: len(kernels) == 7, after=kernels.append)
+
+    assert report.executions == len(kernels) == 7
+    assert sum(bool(k.findings) for k in kernels) == report.failed > 0
 
 
 def test_a_cut_execution_makes_the_search_inconclusive():
@@ -107,6 +289,7 @@ def test_a_cut_execution_makes_the_search_inconclusive():
     assert (report.verdict, report.clean) == ("inconclusive", False)
     assert (report.executions, report.complete, report.cut) == (3, 0, 3)
     assert report.steps == 150
+    assert "fails with a probability" not in report.claim
 
 
 def test_always_is_judged_after_every_step():

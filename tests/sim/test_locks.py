@@ -51,7 +51,11 @@ def test_lock_inversion_is_a_deadlock_with_names():
 
     (finding,) = report.findings
     assert finding.kind == "deadlock"
-    assert finding.details == {"t0": "write-lock lock B held by t1", "t1": "write-lock lock A held by t0"}
+    assert finding.details == {
+        "t0": "write-lock lock B held by t1",
+        "t1": "write-lock lock A held by t0",
+        "cycle": "t0: write-lock lock B, held by t1; t1: write-lock lock A, held by t0",
+    }
     assert set(finding.threads) == {"t0", "t1"}
     assert all("test_locks.py" in place for place in finding.where)
     again = explore(lock_inversion, strategy=f"replay:{finding.schedule}")

@@ -15,7 +15,19 @@ from sim.strategies import first_by_time, strategy
 from tests.sim.worlds import bustle, lost_update
 
 ROOT = Path(__file__).resolve().parents[2]
-STRATEGIES = ["fifo", "random", "replay:listener*3 worker2*2 +5 worker0"]
+STRATEGIES = [
+    "fifo",
+    "random",
+    "replay:listener*3 worker2*2 +5 worker0",
+    "pct:1",
+    "pct:3",
+    "pos",
+    "surw",
+    "surw:lock",
+    "dfs",
+    "dfs:1",
+    "portfolio",
+]
 
 
 def fingerprint(name, seed=5):
@@ -62,12 +74,13 @@ def test_another_process_with_another_hash_seed_gives_the_same_digests(hash_seed
 
 
 def test_the_seed_matters():
-    """To random in its picks; to fifo in its ties and in the world's streams."""
-    assert fingerprint("random", 1) != fingerprint("random", 2)
-    assert fingerprint("fifo", 1) != fingerprint("fifo", 2)
+    """To those that draw, in their picks; to fifo in its ties and in the world's streams."""
+    for name in ("random", "fifo", "pct:2", "pos", "surw", "portfolio"):
+        assert fingerprint(name, 1) != fingerprint(name, 2)
 
 
-def test_any_execution_of_random_can_be_made_alone():
+@pytest.mark.parametrize("name", ["random", "pos"])
+def test_any_execution_of_random_and_of_pos_can_be_made_alone(name):
     """Execution 3 does not depend on the first three having been made."""
 
     def picks_of(plan, execution):
@@ -84,8 +97,8 @@ def test_any_execution_of_random_can_be_made_alone():
         k.execute(pick)
         return picks
 
-    in_a_row = strategy("random", 9)
-    assert [picks_of(in_a_row, i) for i in range(4)][3] == picks_of(strategy("random", 9), 3)
+    in_a_row = strategy(name, 9)
+    assert [picks_of(in_a_row, i) for i in range(4)][3] == picks_of(strategy(name, 9), 3)
 
 
 def test_random_is_uniform_over_threads():
@@ -146,7 +159,27 @@ def test_first_by_time_takes_the_earliest_then_the_tie():
     assert first_by_time([late, two, one]) == 2
 
 
-@pytest.mark.parametrize("name", ["nonsense", "fifo:3", "random:2", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nonsense",
+        "fifo:3",
+        "random:2",
+        "",
+        "pct",
+        "pct:",
+        "pct:0",
+        "pct:x",
+        "pos:1",
+        "surw:",
+        "dfs:",
+        "dfs:-1",
+        "dpor:x",
+        "dfs:x",
+        "portfolio:2",
+        "random:",
+    ],
+)
 def test_an_unknown_strategy_is_refused_with_those_there_are(name):
     """Before anything runs."""
     with pytest.raises(ValueError, match="there are fifo, random, replay:SCHEDULE"):

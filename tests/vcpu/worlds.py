@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scenarios.accepted_races import accept_races
 from vcpu.addresses import PG_LEVEL_4K, Gfn, Pfn
 from vcpu.exits import ExitReason, GuestExit
 from vcpu.guest import INTERRUPTED, Boundary
@@ -71,6 +72,7 @@ def machine(kernel, *, vcpus=1, entries=2, rounds=2):
     pcpus = [Pcpu(kernel, n) for n in range(vcpus + 1)]
     srcu = kernel.srcu("kvm.srcu")
     guest = WordGuest(kernel, kernel.cell("word", OLD), entries=entries, rounds=rounds)
+    accept_races(kernel)
     made = []
     for n in range(vcpus):
         vcpu = Vcpu(kernel, n, iter(()))

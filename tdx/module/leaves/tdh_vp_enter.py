@@ -20,7 +20,7 @@ from tdx.module.objects import (
 )
 from tdx.module.seamcall import check_td, lock_vcpu, seamcall
 from tdx.module.septe import RWX
-from tdx.module.sharex import EXCLUSIVE
+from tdx.module.sharex import EXCLUSIVE, shareable
 from tdx.module.status import Operand, Refused, SeamcallReturn, Status, require
 from tdx.module.walk import secure_ept_walk
 from vcpu.addresses import Gpa, Pfn, gfn_of
@@ -107,7 +107,7 @@ def _enter_epoch(held: Held, vcpu: Tdvps, tdcs: Tdcs, lp: LogicalProcessor, *, f
     if (yield lock.try_shared()) & EXCLUSIVE:
         vcpu.moving = False
         held.module.kernel.reached("td_epoch_busy")
-        raise Refused(Status.TDX_OPERAND_BUSY, Operand.TD_EPOCH)
+        raise Refused(Status.TDX_OPERAND_BUSY, Operand.TD_EPOCH, awaited=(lock, shareable))
     unit = yield tdcs.epoch.update(enter_epoch, "enter epoch")
     vcpu.inside = True
     yield lock.release_shared()
