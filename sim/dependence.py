@@ -12,7 +12,9 @@ second goes on after it, whether it stood in line or found the lock free. So a g
 and a wait for the sections opened before; what follows the wait happens after they were closed. Locks, RCU and join are
 gates. A wait on a word or a signal is none: there the moment of arrival does count.
 
-A plain call that looks at shared state inside another access's step says so by `note`.
+A plain call that looks at shared state inside another access's step, or changes it, says so by `note`; `Cell.peek` does so
+itself. That holds for observers, too: a checker's verdict depends on what it looks at. Whoever changes a word without an
+access of its own also calls `Cell.notify`. tests/litmus/test_independent_steps_commute.py holds the model to all this.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,8 @@ class Detector:
         self._fingerprints: set[str] = set()
         self._kernel = kernel
         self._sides: list[Side] = []
-        self._words: dict[Any, Word] = {}
-        self._gates: dict[Any, Gate] = {}
+        self._words: defaultdict[Any, Word] = defaultdict(Word)
+        self._gates: defaultdict[Any, Gate] = defaultdict(Gate)
         self._step = 0
         self._now_ns = 0
         self._handlers: dict[str, Handler | None] = {
@@ -65,6 +66,7 @@ class Detector:
             "join": self._join,
             "await": self._acquire,
             "await-take": self._await_take,
+            "time-out": self._timed_out,
             "acquire": self._acquire,
             "release": self._release,
         }
@@ -74,39 +76,38 @@ class Detector:
 
     def __call__(self, kernel: Kernel, thread: Thread, access: Access) -> None:
         """The kernel's check."""
-        step = self._step = kernel.steps
         syncs = kernel.syncs
+        try:
+            handler = self._by_class[access.__class__]
+        except KeyError:
+            handler = self._by_class[access.__class__] = self._handler(access)
+        happened = access._value is not PENDING
+        if handler is None and happened and not syncs:
+            return
+        step = self._step = kernel.steps
         if syncs:
             self._between_steps(syncs)
         side = self._side(thread.index, thread.name)
-        kind = access.__class__
-        try:
-            handler = self._by_class[kind]
-        except KeyError:
-            handler = self._handler(kind, access)
-        if access._value is PENDING:
+        if not happened:
             self._blocked(side, handler, access.target, access, thread)
-        else:
-            if side.wake is not None:  # it did not come to that: its bounded wait ran out
-                side.wake = None
-            if handler is not None:
-                handler(side, access.target, access, thread)
+        elif handler is not None:
+            handler(side, access.target, access, thread)
         if syncs:
             self._within_step(syncs, step)
 
-    def _handler(self, kind: type[Access], access: Access) -> Handler | None:
-        op = ops.op_of(access)
-        if ops.depends_on_more_than_class(kind):
-            handler: Handler | None = self._by_mood
-        else:
-            handler = self._handlers[op]
-        self._by_class[kind] = handler
-        return handler
+    def _handler(self, access: Access) -> Handler | None:
+        """What handles all accesses of this one's class."""
+        word = ops.word_of(access)
+        handlers = self._handlers
+        if isinstance(word, str):
+            return handlers[word]
 
-    def _by_mood(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        handler = self._handlers[ops.op_of(access)]
-        if handler is not None:
+        def each(side: Side, target: Any, access: Any, source: Any) -> None:
+            handler = handlers[word(access)]
+            assert handler is not None
             handler(side, target, access, source)
+
+        return each
 
     def logged(
         self, op: str, tid: int, thread: str, target: Any, access: Any, at: str, *,
@@ -124,10 +125,8 @@ class Detector:
         handler = self._handlers[op]
         if not done:
             self._blocked(side, handler, target, access, at)
-        else:
-            side.wake = None
-            if handler is not None:
-                handler(side, target, access, at)
+        elif handler is not None:
+            handler(side, target, access, at)
         for when, how, by, what in syncs:
             if when == step:
                 self._order(how, self._side(by), what)
@@ -166,9 +165,9 @@ class Detector:
             young = self._side(target)
             young.join(by.stamp(Origin(young, by, self._step)))
         elif how == GIVES:
-            self._gate(target).given[by.index] = by.stamp(Origin(f"{how} {target}", by, self._step))
+            self._gates[target].given[by.index] = by.stamp(Origin(f"{how} {target}", by, self._step))
         elif how == TAKES:
-            gate = self._gate(target)
+            gate = self._gates[target]
             by.join_all(gate.given.values())
             gate.given = {}
 
@@ -206,14 +205,8 @@ class Detector:
 
     # Words.
 
-    def _word(self, target: Any) -> Word:
-        word = self._words.get(target)
-        if word is None:
-            word = self._words[target] = Word()
-        return word
-
     def _plain_read(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        word = self._word(target)
+        word = self._words[target]
         now = Seen(side.time, side, access, place_of(source), side.locks, self._step)
         for writes in (word.plain_writes, word.marked_writes):
             if writes:
@@ -221,9 +214,7 @@ class Detector:
         word.plain_reads[side.index, place_key(now.place)] = now
 
     def _read(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        word = self._words.get(target)
-        if word is None:
-            word = self._words[target] = Word()
+        word = self._words[target]
         index = side.index
         stamp = word.stamp
         if stamp is not None and stamp[0] != index and side.seen.get(stamp[0], 0) < stamp[1]:
@@ -237,79 +228,71 @@ class Detector:
         word.marked_reads[index] = now
 
     def _load_acquire(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        stamp = self._word(target).stamp
+        stamp = self._words[target].stamp
         if stamp is not None:
             side.join(stamp)
         self._read(side, target, access, source)
 
     def _plain_write(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        word = self._word(target)
+        word = self._words[target]
         now = Seen(side.time, side, access, place_of(source), side.locks, self._step)
         for others in (word.plain_writes, word.plain_reads, word.marked_writes, word.marked_reads):
             if others:
-                self._compare(now, others, target)
-                for key in [key for key, seen in others.items() if side.knows(seen.side.index, seen.time)]:
-                    del others[key]
+                racing = self._compare(now, others, target)
+                others.clear()
+                others.update(racing)
         word.plain_writes[side.index, place_key(now.place)] = now
         word.stamp = None
 
     def _write(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        self._marked_write(side, target, access, source).stamp = side.barrier
+        word = self._words[target]
+        self._marked_write(word, side, access, source)
+        word.stamp = side.barrier
 
     def _store_release(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        word = self._marked_write(side, target, access, source)
-        word.stamp = side.stamp(word.marked_writes[side.index])
+        word = self._words[target]
+        word.stamp = side.stamp(self._marked_write(word, side, access, source))
 
     def _rmw(self, side: Side, target: Any, access: Any, source: Any) -> None:
         """A full barrier: what marked loads saw before is acquired, and marked stores after it release what came before."""
         if side.unordered:
             side.join_all(side.unordered.values())
             side.unordered = {}
-        stamp = self._word(target).stamp
-        if stamp is not None:
-            side.join(stamp)
-        word = self._marked_write(side, target, access, source)
-        word.stamp = side.barrier = side.stamp(word.marked_writes[side.index])
+        word = self._words[target]
+        if word.stamp is not None:
+            side.join(word.stamp)
+        word.stamp = side.barrier = side.stamp(self._marked_write(word, side, access, source))
 
-    def _marked_write(self, side: Side, target: Any, access: Any, source: Any) -> Word:
-        word = self._words.get(target)
-        if word is None:
-            word = self._words[target] = Word()
+    def _marked_write(self, word: Word, side: Side, access: Any, source: Any) -> Seen:
         now = Seen(side.time, side, access, place_of(source), side.locks, self._step)
         if word.plain_writes:
-            self._compare(now, word.plain_writes, target)
+            self._compare(now, word.plain_writes, access.target)
         if word.plain_reads:
-            self._compare(now, word.plain_reads, target)
+            self._compare(now, word.plain_reads, access.target)
         word.marked_writes[side.index] = now
-        return word
+        return now
 
     # Locks: a writer is ordered with everybody, readers only with writers.
-
-    def _gate(self, target: Any) -> Gate:
-        gate = self._gates.get(target)
-        if gate is None:
-            gate = self._gates[target] = Gate()
-        return gate
 
     def _release_of(self, side: Side, access: Any) -> Stamp:
         return side.stamp(Origin(access, side, self._step))
 
     def _take_read(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        side.join_all(self._gate(target).last.values())
+        side.join_all(self._gates[target].last.values())
         side.locks = (*side.locks, (target, "read"))
 
     def _take_write(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        gate = self._gate(target)
+        gate = self._gates[target]
         side.join_all(gate.last.values())
         side.join_all(gate.all.values())
         side.locks = (*side.locks, (target, "write"))
 
     def _drop_read(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        self._gate(target).all[side.index] = self._release_of(side, access)
+        self._gates[target].all[side.index] = self._release_of(side, access)
         side.locks = tuple(held for held in side.locks if held[0] is not target)
 
     def _drop_write(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        gate = self._gate(target)
+        gate = self._gates[target]
         gate.all = {}
         gate.last = {side.index: self._release_of(side, access)}
         side.locks = tuple(held for held in side.locks if held[0] is not target)
@@ -317,14 +300,14 @@ class Detector:
     # RCU and SRCU: each read section either ends before a grace period does, or begins after it began.
 
     def _rcu_enter(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        gate = self._gate(target)
+        gate = self._gates[target]
         depth = gate.inside.get(side.index, 0)
         gate.inside[side.index] = depth + 1
         if not depth:
             side.join_all(gate.last.values())
 
     def _rcu_leave(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        gate = self._gate(target)
+        gate = self._gates[target]
         index = side.index
         depth = gate.inside.get(index, 0)
         if depth > 1:
@@ -340,7 +323,7 @@ class Detector:
 
     def _grace_begins(self, side: Side, target: Any, access: Any) -> dict[int, Stamp]:
         """Start of a grace period; returns the ends of read sections that it waits for, to be completed meanwhile."""
-        gate = self._gate(target)
+        gate = self._gates[target]
         ends = dict(gate.all)
         if gate.inside:
             gate.graces.append((set(gate.inside), ends))
@@ -358,25 +341,32 @@ class Detector:
             side.join(joined.stamp(Origin("end of thread", joined, self._step)))
 
     def _acquire(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        side.join_all(self._gate(target).given.values())
+        side.join_all(self._gates[target].given.values())
 
     def _await_take(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        gate = self._gate(target)
+        gate = self._gates[target]
         side.join_all(gate.given.values())
         gate.given = {}
 
+    def _timed_out(self, side: Side, target: Any, access: Any, source: Any) -> None:
+        side.wake = None
+
     def _release(self, side: Side, target: Any, access: Any, source: Any) -> None:
-        self._gate(target).given[side.index] = self._release_of(side, access)
+        self._gates[target].given[side.index] = self._release_of(side, access)
 
     # Verdicts.
 
-    def _compare(self, now: Seen, others: dict[Any, Seen], target: Any) -> None:
+    def _compare(self, now: Seen, others: dict[Any, Seen], target: Any) -> dict[Any, Seen]:
+        """Judge an access against earlier ones; returns those that nothing orders before it."""
         side = now.side
         index, seen = side.index, side.seen
-        for before in others.values():
+        racing = {}
+        for key, before in others.items():
             other = before.side.index
             if other != index and seen.get(other, 0) < before.time:
+                racing[key] = before
                 self._race(now, before, target)
+        return racing
 
     def _race(self, now: Seen, before: Seen, target: Any) -> None:
         cell = str(target)

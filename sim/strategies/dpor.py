@@ -27,12 +27,12 @@ lets the clock decide is not such a function. Two threads of one name are told a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from sim.access import Access, CellAccess, FreedCell, Resume, WaitUntil
 from sim.dependence import EVERYTHING, READ, WRITE, Notes, Touch
 from sim.kernel import INFINITY, End, ModelBug, StopExecution
-from sim.strategies.dpor_order import NOWHERE, Footprints, Order, Place, Race, Step, Wait
+from sim.strategies.dpor_order import NOWHERE, Footprints, Order, Race, Step, Wait
 from sim.strategies.dpor_tree import Branch, Entry, insert
 from sim.thread import Thread
 
@@ -42,15 +42,22 @@ if TYPE_CHECKING:
 PATIENCE = 200
 """After so many steps in a row a thread gives way: one that spins would keep the others from ever starting."""
 
-SPREAD = 2000
-"""For so many executions the search goes back to its deepest and its shallowest place in turn.
-
-Any order is right. The deepest first needs least memory, and takes for ever to come back to the first steps of a long
-execution, where a race is as likely to be a bug as in the last ones.
-"""
-
 _PROPERTY: Touch = ("*property", WRITE)
 _FATAL: Touch = ("*fatal", READ)
+_FOREIGN: Touch = ("*foreign", READ)
+
+ThreadName = tuple[str, int]
+"""A thread's name, and how many were made before it under the same one."""
+
+
+class Root(NamedTuple):
+    """Where a search begins: after the steps of `path`, with threads asleep whose next step another search begins with."""
+
+    path: tuple[ThreadName, ...]
+    asleep: dict[ThreadName, tuple[Touch, ...]]
+
+
+WHOLE = Root((), {})
 
 
 class Dpor:
@@ -58,36 +65,41 @@ class Dpor:
 
     complete_after: ClassVar[int | None] = None
 
-    def __init__(self, *, values: bool = False) -> None:
+    def __init__(self, *, values: bool = False, root: Root = WHOLE) -> None:
+        """Search all interleavings, or with `root` those that begin there and that no root before it has."""
         self.values = values
+        self.root = root
         self.redundant = False
         self.executions = 0
         self.complete = 0
         self.exhaustive = True
         self.steps: list[Step] = []
-        """The current execution."""
-        self._place: Place | None = Place(None, {}, [])
-        """Where the next execution leaves what was executed before; None when there is nothing left."""
-        self._open: list[list[Place]] = []
-        """Places with something left to try, by depth; some that have become empty are still there."""
+        """The current execution; what `begin` finds of it is the prefix to repeat."""
+        self._first = 0
+        """The first step that the execution before this one did not make."""
         self._prints = Footprints()
-        self._numbers: dict[tuple[str, int], int] = {}
+        self._numbers: dict[ThreadName, int] = {}
         """Threads by name and occurrence."""
-        self._fatal: set[int] = set()
-        """Footprints of steps that made a finding: they cover nothing that could have come after them."""
+        self._apart: set[int] = set()
+        """Footprints of sleepers that cover only what begins with them: steps that made a finding, after which nothing came,
+        and those of another search, whose races are not known here.
+        """
         self._noted = False
         """Whether plain calls touch anything: then what a step will touch is known only when it has happened."""
+        self._picks: list[int] = []
+        self._gates: list[int | None] = []
+        """As long as `_picks`: the gate a step plays a part at."""
         self._following: list[Branch] = []
         self._begin_execution()
+        for name in (*root.path, *root.asleep):
+            self._numbers.setdefault(name, len(self._numbers))
 
     def _begin_execution(self) -> None:
         Notes.taken = None
         self.redundant = False
         self._live = False
         self._made = 0
-        self.steps = [] if self._place is None else self._place.path()
-        self._first = len(self.steps)
-        self._replayed = [pick for step in self.steps for pick in step.picks]
+        self._replayed = len(self._picks)
         self._thread: Thread | None = None
         self._turns = 0
         self._access: Access | None = None
@@ -105,13 +117,14 @@ class Dpor:
         if kernel.window_ns < INFINITY:
             raise ValueError("dpor needs full interleaving: window_ns must be INFINITY")
         self._begin_execution()
-        return self._place is not None
+        return bool(self.steps) or not self.executions
 
     def pick(self, kernel: Kernel, candidates: Sequence[Thread]) -> int:
         made = self._made
         self._made = made + 1
-        if made < len(self._replayed):
-            index, gate = self._replayed[made]
+        if made < self._replayed:
+            index = self._picks[made]
+            gate = self._gates[made]
             if gate is not None:
                 self._gate_numbers[candidates[index].pending.gate().target] = gate  # type: ignore[union-attr]
             return index
@@ -122,14 +135,11 @@ class Dpor:
             if self._fold:
                 self._folded = True
                 return self._picked(candidates, self._fold.pop(), None)
-            place = self._next_place()
+            step = self._next_step(made)
         else:
             self._wake_up(kernel, candidates)
-            assert self._place is not None
-            place = self._place
-        thread = self._choose(place, candidates)
-        step = Step(place, self._thread_numbers[thread])
-        self.steps.append(step)
+            step = self.steps[-1] if self.steps else self._next_step(made)
+        thread = self._choose(step, candidates)
         self._folded = False
         return self._picked(candidates, thread, self._describe(kernel, step, thread))
 
@@ -143,40 +153,58 @@ class Dpor:
         self.complete += not self.redundant and not kernel.exhausted
         if kernel.exhausted or kernel._others:
             self.exhaustive = False
-        for step in self.steps[self._first :]:
-            step.place.sleep[step.thread] = step.print_
         self._plan(kernel)
         Notes.taken = None
-        self._place = self._next_to_try()
+        self._backtrack()
 
     def claim(self) -> str:
         """What has been covered."""
-        if self._place is not None:
+        if self.steps or not self.executions:
             return f"dpor: {self.complete} classes of interleavings so far"
         proviso = "" if self.exhaustive else ", as far as dependence was declared"
         return f"dpor: {self.complete} classes of interleavings, all{proviso}"
 
     # One execution.
 
-    def _next_place(self) -> Place:
-        last = self.steps[-1]
-        conflicts = self._prints.conflicts[last.print_]
-        sleep = {thread: mark for thread, mark in last.place.sleep.items() if not conflicts >> mark & 1}
-        return Place(last, sleep, self._following)
+    def _next_step(self, made: int) -> Step:
+        if not self.steps:
+            step = Step(made, {}, self._way_to_root())
+        else:
+            last = self.steps[-1]
+            conflicts = self._prints.conflicts[last.print_]
+            sleep = {thread: mark for thread, mark in last.sleep.items() if not conflicts >> mark & 1}
+            step = Step(made, sleep, self._following)
+        if len(self.steps) == len(self.root.path):
+            for name, touches in self.root.asleep.items():
+                mark = self._prints.number((*touches, _FOREIGN))
+                self._apart.add(mark)
+                step.sleep[self._numbers[name]] = mark
+        self.steps.append(step)
+        return step
 
-    def _choose(self, place: Place, candidates: Sequence[Thread]) -> Thread:
+    def _way_to_root(self) -> list[Branch]:
+        """The root's path, as a plan of a single branch."""
+        branches: list[Branch] = []
+        for name in reversed(self.root.path):
+            branch = Branch(self._numbers[name], 0)
+            branch.children = branches
+            branches = [branch]
+        return branches
+
+    def _choose(self, step: Step, candidates: Sequence[Thread]) -> Thread:
         """The next branch of the wakeup tree; without one, any thread that does not sleep, the last one for `PATIENCE` steps.
 
         Raises: StopExecution: everything from here has been explored.
         """
         numbers = self._thread_numbers
-        planned = bool(place.branches)
-        while place.branches:
-            branch = place.branches.pop(0)
-            if branch.thread in place.sleep:
+        planned = bool(step.branches)
+        while step.branches:
+            branch = step.branches.pop(0)
+            if branch.thread in step.sleep:
                 continue  # it was planned for a step that touches less than it might have
             for thread in candidates:
                 if numbers[thread] == branch.thread and not (self.values and _waiting(thread)):
+                    step.thread = branch.thread
                     self._following = branch.children
                     return thread
             if not self.values:
@@ -184,7 +212,7 @@ class Dpor:
                     "dpor: a step that was possible is not: not deterministic, or an access touches more than it says"
                 )
         self._following = []
-        sleep = place.sleep
+        sleep = step.sleep
         last = self._thread
         chosen = None
         for thread in () if planned else candidates:
@@ -196,9 +224,11 @@ class Dpor:
             if chosen is None or chosen is last:
                 chosen = thread
         if chosen is None:
+            self.steps.pop()
             self.redundant = True
             raise StopExecution
         self._turns = self._turns + 1 if chosen is last else 0
+        step.thread = numbers[chosen]
         return chosen
 
     def _picked(self, candidates: Sequence[Thread], thread: Thread, gate: int | None) -> int:
@@ -207,12 +237,14 @@ class Dpor:
         if self.values:
             self._was = _value(access)
         index = next(i for i, candidate in enumerate(candidates) if candidate is thread)
-        self.steps[-1].picks.append((index, gate))
+        self._picks.append(index)
+        self._gates.append(gate)
         return index
 
     def _describe(self, kernel: Kernel, step: Step, thread: Thread) -> int | None:
         """Note what is known of a step before it happens: its part at a gate."""
         access: Any = thread.pending
+        step.begin()
         if self.values:
             step.wait = _wait_of(access)
         gate = access.gate()
@@ -354,18 +386,17 @@ class Dpor:
                 self._oblige(order, Race(len(self.steps) - 1, number, guess, 0))
             elif self._folded:
                 self.exhaustive = False  # it might have gone on before the one that made the finding
-        if not kernel.exhausted:
-            mark = self._prints.number((*self._prints.touches(last.print_), _FATAL))
-            self._fatal.add(mark)
-            last.place.sleep[last.thread] = mark
+        last.fatal = not kernel.exhausted
 
     def _oblige(self, order: Order, race: Race) -> None:
         """Unless what sleeps before the early step covers it, plan: what does not depend on that, then the late step."""
         early, thread, print_, before = race
+        if early < len(self.root.path):
+            return  # whatever else could be tried there is a root of its own
         rest = order.independent_of(early)
         steps = self.steps
         conflicts = self._prints.conflicts
-        place = steps[early].place
+        place = steps[early]
         touched = 1 << print_
         bits = 0
         for i in rest:
@@ -381,33 +412,33 @@ class Dpor:
         first.setdefault(thread, not before & bits)
         for asleep, mark in place.sleep.items():
             is_first = first.get(asleep)
-            if is_first or (is_first is None and not conflicts[mark] & touched and mark not in self._fatal):
+            if is_first or (is_first is None and not conflicts[mark] & touched and mark not in self._apart):
                 return
         sequence = [Entry(steps[i].thread, steps[i].print_, order.before[i], 1 << i) for i in rest]
         sequence.append(Entry(thread, print_, before, 0))
         insert(place.branches, sequence, conflicts)
-        if not place.open and place.branches:
-            place.open = True
-            while len(self._open) <= place.depth:
-                self._open.append([])
-            self._open[place.depth].append(place)
 
-    def _next_to_try(self) -> Place | None:
-        """The deepest place with something left; early in the search now and then the shallowest (`SPREAD`)."""
-        shallow = self.executions < SPREAD and self.executions % 2
-        for places in self._open if shallow else reversed(self._open):
-            while places:
-                place = places[-1]
-                branches = place.branches
-                while branches and branches[0].thread in place.sleep:
-                    del branches[0]
-                if branches:
-                    return place
-                place.open = False
-                places.pop()
-        while self._open and not self._open[-1]:
-            self._open.pop()
-        return None
+    def _backtrack(self) -> None:
+        """Go back to the last place from which something is still to be tried."""
+        steps = self.steps
+        while steps:
+            step = steps[-1]
+            step.sleep[step.thread] = self._mark(step)
+            while step.branches and step.branches[0].thread in step.sleep:
+                del step.branches[0]
+            if step.branches:
+                del self._picks[step.pick :], self._gates[step.pick :]
+                self._first = len(steps) - 1
+                return
+            steps.pop()
+
+    def _mark(self, step: Step) -> int:
+        """What is kept of a step that has been explored: its footprint, and whether it ended the world."""
+        if not step.fatal:
+            return step.print_
+        mark = self._prints.number((*self._prints.touches(step.print_), _FATAL))
+        self._apart.add(mark)
+        return mark
 
 
 def _value(access: Access | None) -> Any:

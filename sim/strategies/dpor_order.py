@@ -62,57 +62,40 @@ class Wait(NamedTuple):
     condition: Callable[[Any], bool]
 
 
-class Place:
-    """A prefix of executions, named by the last step of it, and the state of the search there."""
-
-    __slots__ = ("branches", "depth", "open", "parent", "sleep")
-
-    def __init__(self, parent: Step | None, sleep: dict[int, int], branches: list[Branch]) -> None:
-        self.parent = parent
-        self.depth: int = 0 if parent is None else parent.place.depth + 1
-        self.sleep = sleep
-        """Threads whose next step has been tried from here, with its footprint."""
-        self.branches = branches
-        """What is still to be tried from here."""
-        self.open = False
-        """Whether it is among the places where the search may go on."""
-
-    def path(self) -> list[Step]:
-        """The steps that lead here."""
-        steps = []
-        step = self.parent
-        while step is not None:
-            steps.append(step)
-            step = step.place.parent
-        steps.reverse()
-        return steps
-
-
 class Step:
-    """A step of an execution, made at a place."""
+    """A step of the current execution, and the state of the search just before it."""
 
     __slots__ = (
         "before",
+        "branches",
         "closes",
         "disarms",
         "enables",
         "exclusive",
+        "fatal",
         "gate",
         "opens",
-        "picks",
-        "place",
+        "pick",
         "print_",
+        "sleep",
         "thread",
         "wait",
         "waits",
         "was",
     )
 
-    def __init__(self, place: Place, thread: int) -> None:
-        self.place = place
-        self.thread = thread
-        self.picks: list[tuple[int, int | None]] = []
-        """The picks that make it, its own and those of who goes on by it, each with the gate it plays a part at."""
+    def __init__(self, pick: int, sleep: dict[int, int], branches: list[Branch]) -> None:
+        self.pick = pick
+        """How many picks came before it."""
+        self.sleep = sleep
+        """Threads whose next step has been explored from here, with its footprint."""
+        self.branches = branches
+        """What is still to be explored from here."""
+        self.thread = -1
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the step that was made here before."""
         self.print_ = 0
         """What it touched."""
         self.before = 0
@@ -124,6 +107,8 @@ class Step:
         self.gate = NOWHERE
         """The gate it plays a part at; a joined thread is the gate -2 - thread."""
         self.waits = self.opens = self.closes = self.exclusive = False
+        self.fatal = False
+        """Whether it made the finding that ended the execution."""
         self.wait: Wait | None = None
         self.was: tuple[str, Any] | None = None
         """The word it wrote, and its value before."""

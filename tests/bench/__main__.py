@@ -14,15 +14,19 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 import simpy
 
+from scenarios import hunt
 from scenarios.build import build
 from scenarios.loading import load
 from scenarios.run import prepare
 from sim import Kernel, explore
 from sim.events import EventLog
+from tests.bench.protocols import m1, m2, m3
 
+STRATEGIES = ("random", "pct:3", "pos", "surw", "portfolio", "dpor")
 REPETITIONS = 5
 BARE_STEPS = 200_000
 PROCESSES = (8, 64)
@@ -123,17 +127,24 @@ def model(scenario, *, log: bool = False) -> float:
     return kernel.steps / lasted_s
 
 
-def model_by_random(scenario) -> tuple[float, float]:
+def searched(world: Callable[[Kernel], object], strategy: str, executions: int, *, races: bool) -> Rates:
     """Executions and steps a second, building the world included."""
+
+    def fill(kernel: Kernel) -> None:
+        world(kernel)
+
     began_s = perf_counter()
-    report = explore(lambda kernel: void(build(kernel, scenario)), strategy="random", executions=200)
+    report = explore(fill, strategy=strategy, executions=executions, races=races)
     lasted_s = perf_counter() - began_s
-    assert report.executions == 200
-    return report.executions / lasted_s, report.steps / lasted_s
+    assert report.executions == executions, report
+    return Rates(report.executions / lasted_s, report.steps / lasted_s)
 
 
-def void(_: object) -> None:
-    """Worlds return nothing."""
+class Rates(NamedTuple):
+    """Of a search, a second."""
+
+    executions: float
+    steps: float
 
 
 # Comparing.
@@ -189,20 +200,41 @@ def event_log() -> None:
 
 
 def executions() -> None:
+    """Searches: the full model with and without its checkers, then the protocol worlds without any."""
     scenario = scenario_of(PROTOCOL)
-    samples = [model_by_random(scenario) for _ in range(REPETITIONS)]
-    rate, steps = (median(column) for column in zip(*samples, strict=True))
     print()
-    line(
-        "executions a second, full model, 2 vCPUs fault a page + 1 conversion",
-        f"{rate:.0f} /s",
-        "1,000 (5,000)",
-    )
-    line(
-        "  the same in steps (build, checks of the model's own properties included)",
-        f"{steps / 1e6:.2f} M/s",
-        "no target",
-    )
+    line("full model, 2 vCPUs fault a page + 1 conversion: executions a second", "", "1,000 (5,000)")
+    for strategy in STRATEGIES:
+        rounds = []
+        for _ in range(3):
+            bare = bare_simpy(3)
+            judged = searched(partial(build, scenario=scenario), strategy, 60, races=True)
+            free = searched(partial(build, scenario=scenario, judged=False), strategy, 60, races=False)
+            rounds.append((judged.executions, free.executions, bare / judged.steps, bare / free.steps))
+        rates = [median(column) for column in zip(*rounds, strict=True)]
+        line(
+            f"  {strategy:9} checkers on: {rates[0]:4.0f} /s, a step {rates[2]:5.1f} x of a SimPy timeout; off:",
+            f"{rates[1]:.0f} /s, {rates[3]:.1f} x",
+            "at most 3 x on, 1.5 x off" if strategy == "random" else "",
+        )
+    print()
+    line("protocol worlds, no checkers: executions a second", "", "5,000 (20,000)")
+    for name, world in (("M1 N=2", m1.world(2)), ("M2 N=2 A=2", m2.world(2)), ("M3 N=1 A=2", m3.world(1))):
+        found = median(searched(world, "random", 500, races=False).executions for _ in range(REPETITIONS))
+        line(f"  {name}, random", f"{found:.0f} /s")
+
+
+def jobs() -> None:
+    """The same hunt in one and in two processes."""
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(3):
+        for n, lasted in seconds.items():
+            began_s = perf_counter()
+            hunt("vcpus-vs-one-page", strategy="random", executions=1024, jobs=n)
+            lasted.append(perf_counter() - began_s)
+    ratio = median(one / two for one, two in zip(seconds[1], seconds[2], strict=True))
+    print()
+    line("hunt of 1,024 executions, one job against two, start-up included", f"{ratio:.2f} x", "1.8 x")
 
 
 def cost_per_fault() -> None:
@@ -260,6 +292,7 @@ def main() -> None:
     steps_against_simpy()
     event_log()
     executions()
+    jobs()
     cost_per_fault()
     start_up()
     print(f"\nmeasured in {perf_counter() - began_s:.0f} s")

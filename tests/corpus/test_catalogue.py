@@ -48,10 +48,15 @@ def test_a_control_has_its_files(control):
 
 
 def test_no_scenario_is_left_over():
-    """What is in the folder is used."""
+    """What is in the folder is in the catalogue, or in a test."""
+    tests = "".join(file.read_text(encoding="utf-8") for file in PLANTS.parent.rglob("test_*.py"))
     used = {part.scenario for part in (*ENTRIES, *CONTROLS)}
 
-    assert {file.stem for file in (PLANTS / "scenarios").glob("*.yaml")} == used
+    assert [
+        file.stem
+        for file in sorted((PLANTS / "scenarios").glob("*.yaml"))
+        if file.stem not in used and file.stem not in tests
+    ] == []
 
 
 def test_a_miss_counts_as_infinitely_many_executions():

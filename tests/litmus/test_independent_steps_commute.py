@@ -51,7 +51,9 @@ def _parts(o):
     if isinstance(o, dict):
         return sorted((f"[{_key(i, key)}]", value) for i, (key, value) in enumerate(o.items())), len(o)
     if hasattr(o, "_fields"):
-        return [(f".{name}", getattr(o, name)) for name in o._fields if name not in NOT_STATE], type(o).__name__
+        return [(f".{name}", getattr(o, name)) for name in o._fields if name not in NOT_STATE], type(
+            o
+        ).__name__
     if isinstance(o, (list, tuple, deque)):
         return [(f"[{i}]", value) for i, value in enumerate(o)], len(o)
     if isinstance(o, types.GeneratorType):

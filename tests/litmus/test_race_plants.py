@@ -6,7 +6,6 @@ finding, so that each test is about the race detector.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from random import Random
 
@@ -16,7 +15,6 @@ from scenarios.accepted_races import ACCEPTED_RACES
 from scenarios.build import build
 from scenarios.library_index import LIBRARY
 from scenarios.loading import load
-from scenarios.run import MODEL_PACKAGES
 from sim import Kernel
 from sim.kernel import INFINITY
 from sim.patches import applied, read
@@ -84,23 +82,13 @@ def test_a_plain_store_under_the_read_lock_is_wrong_even_when_nobody_else_runs()
     ]
 
 
-def test_the_accepted_races_do_happen():
-    """The unsafe looks at the invalidation state (N5), the plain words of kicks and of a TD that is not finalized yet."""
+def test_each_accepted_race_does_happen():
+    """An entry that excuses nothing would only be a hole."""
     excused = {
-        entry.cell
-        for name in ("fault-vs-convert", "fault-vs-punch-hole", "build-vs-teardown")
-        for detector in walks(load(LIBRARY / f"{name}.yaml"), 3)
+        tuple(entry)
+        for name in ("convert-vs-convert", "build-vs-teardown")
+        for detector in walks(load(LIBRARY / f"{name}.yaml"), 2)
         for entry in detector.excused
     }
 
-    assert excused == {cell for cell, _, _, _ in ACCEPTED_RACES}
-
-
-@pytest.mark.parametrize("race", ACCEPTED_RACES, ids=lambda race: f"{race[0]}-{race[1]}")
-def test_an_accepted_race_names_functions_of_the_model(race):
-    """An entry whose function was renamed would excuse nothing, and hide nothing by chance."""
-    sources = [path.read_text() for package in MODEL_PACKAGES for path in (ROOT / package).rglob("*.py")]
-
-    for function in race[1:3]:
-        pattern = re.compile(rf"def {re.escape(function).replace(re.escape('*'), '[a-z_]+')}\(")
-        assert any(pattern.search(source) for source in sources), function
+    assert excused == set(ACCEPTED_RACES)

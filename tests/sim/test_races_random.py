@@ -194,7 +194,7 @@ def walk(program, seed):
     return trace, detector, log
 
 
-@settings(derandomize=True, deadline=None, max_examples=600)
+@settings(derandomize=True, deadline=None, max_examples=400)
 @given(SEEDS)
 def test_the_detector_agrees_with_brute_force(seed):
     """The same words race, in each of ten walks, and each finding names two threads that really do."""
@@ -210,7 +210,7 @@ def test_the_detector_agrees_with_brute_force(seed):
             assert set(finding.threads) in pairs, program
 
 
-@settings(derandomize=True, deadline=None, max_examples=600)
+@settings(derandomize=True, deadline=None, max_examples=400)
 @given(SEEDS)
 def test_a_log_gives_the_same_answer(seed):
     """Field for field: kind, title, places, threads, step, time, details."""
