@@ -375,6 +375,7 @@ def _chance_beyond(draw: Draw, ns: int) -> Fraction:
 
 
 def _places(steps: Sequence[Step]) -> str:
-    """Some of these steps, for a sentence."""
-    told = [f"{step.thread}: {step.text} [{step.place}]" for step in steps[:3]]
-    return ", ".join(told) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
+    """The first of these steps and how many follow, for a sentence."""
+    first = steps[0]
+    others = f" and {len(steps) - 1} more" if len(steps) > 1 else ""
+    return f"{first.thread}: {first.text} [{first.place}]{others}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,10 +117,12 @@ def show(opened: Opened, result: Replayed, layout: str) -> None:
 
     from scenarios.columns import MAIL_WIDTH, block
 
-    for step, thread in result.misfits[:MISFITS]:
-        click.echo(f"step {step}: {thread} cannot go here; the schedule no longer fits, fifo goes on")
-    if len(result.misfits) > MISFITS:
-        click.echo(f"... and {len(result.misfits) - MISFITS} more misfits")
+    places = Counter(result.misfits)
+    for (step, thread), times in list(places.items())[:MISFITS]:
+        often = f" ({times} times)" if times > 1 else ""
+        click.echo(f"step {step}: {thread} cannot go here{often}; the schedule no longer fits, fifo goes on")
+    if len(places) > MISFITS:
+        click.echo(f"... and misfits at {len(places) - MISFITS} more places")
     if result.other_model:
         click.echo("the model or its patches are not those the finding was made with")
     told = result.told

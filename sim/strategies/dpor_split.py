@@ -6,6 +6,9 @@ finds out obliges another, each class of interleavings is complete in exactly on
 of the whole search: complete executions, final states, findings. What is paid for it are executions that only sleepers
 could go on with, which are cut short.
 
+A place where somebody's next step would be to stand in line (at a lock, say) is not grown: which of the equivalent
+interleavings stands for a class matters for what a search can vouch for, and those without a queue are the better ones.
+
 The parts depend on the world and `width` alone, never on who works on them.
 """
 
@@ -34,6 +37,8 @@ class _Look(Dpor):
         super().__init__(values=values, root=root)
         self.ready: list[ThreadName] = []
         self.touched: tuple[Touch, ...] = ()
+        self.queued = False
+        """Whether the last step of the path ended in a queue."""
 
     def pick(self, kernel: Kernel, candidates: Sequence[Thread]) -> int:
         index = super().pick(kernel, candidates)
@@ -48,10 +53,12 @@ class _Look(Dpor):
     def _plan(self, kernel: Kernel) -> None:
         if self.steps:
             self.touched = self._prints.touches(self.steps[-1].print_)
+        waited = self._thread.blocked_on if self._thread is not None else None
+        self.queued = waited is not None and waited.gate() is not None
 
 
 def roots(world: Callable[[Kernel], None], width: int, *, seed: int = 0, values: bool = False) -> list[Root]:
-    """At least `width` parts of the search, if the world has as many; fewer than `width` plus the number of threads.
+    """About `width` parts of the search: fewer if the world has not as many, and up to the number of threads more.
 
     Every part is to be searched by `Dpor(values=values, root=root)` with the same seed.
     """
@@ -59,15 +66,18 @@ def roots(world: Callable[[Kernel], None], width: int, *, seed: int = 0, values:
     growing = [WHOLE]
     while growing and len(done) + len(growing) < width:
         root = growing.pop(0)
-        look = _look(world, root, seed, values)
-        if not look.ready or len(root.path) >= STEPS_MAX:
+        ready = _look(world, root, seed, values).ready if len(root.path) < STEPS_MAX else []
+        looks = {
+            name: _look(world, Root((*root.path, name), {}), seed, values)
+            for name in ready
+            if name not in root.asleep
+        }
+        if not looks or any(look.queued for look in looks.values()):
             done.append(root)
             continue
         asleep = dict(root.asleep)
-        for name in look.ready:
-            if name in root.asleep:
-                continue
-            step = _look(world, Root((*root.path, name), {}), seed, values).touched
+        for name, look in looks.items():
+            step = look.touched
             awake = {other: touches for other, touches in asleep.items() if not conflict(touches, step)}
             if all(awake.values()):  # who touches nothing would sleep for ever: another part has it all
                 growing.append(Root((*root.path, name), awake))
