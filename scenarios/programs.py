@@ -104,7 +104,9 @@ class GuestProgram:
         """
         if not self.world.is_td:
             return
-        again = {AcceptStatus.BUSY} if level > PG_LEVEL_4K else {AcceptStatus.BUSY, AcceptStatus.SIZE_MISMATCH}
+        again = (
+            {AcceptStatus.BUSY} if level > PG_LEVEL_4K else {AcceptStatus.BUSY, AcceptStatus.SIZE_MISMATCH}
+        )
         status = AcceptStatus.BUSY
         while status in again:
             status = yield guest.Accept(Gpa(gpa), level)
