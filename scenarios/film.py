@@ -161,15 +161,10 @@ class _Camera:
 def stack_of(thread: Thread) -> tuple[Place, ...]:
     """Where a thread stands, innermost first."""
     places = []
-    steps: Any = thread._generator
-    while steps is not None:
-        frame = getattr(steps, "gi_frame", None)
-        if frame is None:
-            break
+    for frame in thread.frames():
         code = frame.f_code
         ids = step_ids(code.co_filename).get(frame.f_lineno, ())
         places.append(Place(short_path(code.co_filename), frame.f_lineno, code.co_name, ids))
-        steps = getattr(steps, "gi_yieldfrom", None)
     return tuple(reversed(places))
 
 

@@ -8,7 +8,7 @@ kind           checker                                              plants that 
 -------------  ---------------------------------------------------  ------------------------------------------------
 stale-tlb      vcpu/tlb_ledger (promises), vcpu_ops.check_access    oracle_flush_request_not_served,
                (frames that are free or left the TD)                oracle_ipi_without_ack
-stale-spte     mmu/ledgers (promises), mmu/ledger_sptes             oracle_r15_invalid_root_not_emptied,
+stale-spte     mmu/ledgers (promises), mmu/ledger_sptes             r15_fast_zap_left_to_last_user,
                (installation), properties (attributes, at the end)  oracle_r19_iterator_forgets_the_yield,
                                                                     drop_is_page_fault_stale
 uaf-table      FreedSpteCell, PageTables.to_sp, RCU-deferred        oracle_zap_all_fast_without_kick,
@@ -17,7 +17,7 @@ uaf-page       HostMemory; mmu/ledger_sptes.frames_freed;           oracle_unmap
                properties.frames_freed (PAMT)                       oracle_mirror_forgets_a_removal
 uaf-object     FreedCell (lpage_info of a memslot that was freed)   oracle_r43_slots_freed_without_srcu
 overwrite      mmu/ledger_sptes (ownership, permissions);           oracle_frozen_spte_overwritten,
-               properties (frozen at the end)                       oracle_r09_read_fault_overwrites
+               properties (frozen at the end)                       r09_read_fault_takes_write_away
 diverged       properties.mirror_matches_sept, module invariants    oracle_mirror_forgets_a_removal
 kvm-bug        KVM_BUG_ON and WARN of the model                     no_kick_after_track
 td-dead        vcpu_ops._pending_page_touched                       oracle_zap_takes_the_neighbour
@@ -27,17 +27,17 @@ refcount       properties (gmem pages, roots, windows, statistics,  oracle_fault
                the module's counts)
 leak           properties (tables, PAMT of a destroyed TD)          oracle_lost_table_is_leaked
 lock-rule      Lock.assert_held*, Rcu.assert_inside;                (tests/sim/test_locks.py, test_rcu.py)
-               mmu/ledger_flush (debts);                            oracle_r25_notifier_without_flush
+               mmu/ledger_flush (debts);                            r25_flush_result_discarded
                mmu/ledger_sptes (stores);                           (tests/mmu/test_ledgers.py)
                sim/lock_rules (sleeping calls, order);              oracle_mutex_under_mmu_lock, oracle_r49_lock_inversion
-               `attach` below (memslots need SRCU)                  oracle_r43_slots_read_without_srcu
+               `attach` below (memslots need SRCU)                  r43_slots_outside_srcu
 data-race      sim/races                                            (its own tests)
 deadlock       Kernel (nobody can move, with the ring);             (tests/sim/test_progress.py)
                sim/waits (some threads, at the step that closes
                the ring, or at the step limit)
-livelock       sim/progress (lasso)                                 oracle_r35_truncated_sequence,
+livelock       sim/progress (lasso)                                 r35_truncated_sequence,
                                                                     oracle_r41_prefault_waits_in_srcu,
-                                                                    oracle_r61_fatal_error_retried
+                                                                    r61_no_vm_dead_check
 starvation     sim/progress                                         (tests/sim/test_progress.py)
 unmet          explore (`sometimes`), expectations                  (tests/scenarios)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sim.strategies import Strategy
+    from sim.strategies.dpor import Root
     from sim.thread import Thread
 
 World = Callable[[Kernel], None]
@@ -99,6 +100,7 @@ def explore(
     max_steps: int = 100_000,
     races: bool = True,
     pairs_every: int = 0,
+    root: Root | None = None,
     stop: Callable[[], bool] | None = None,
     after: Callable[[Kernel], None] | None = None,
 ) -> Report:
@@ -113,13 +115,14 @@ def explore(
         races: judge data races too (`sim.races`), but for those the world accepts.
         pairs_every: collect `Report.pairs` in every so-manieth execution, beginning with the first; 0 for never. An
             execution that is looked at takes about twice as long.
+        root: search only this part of the tree, with `dpor` (`sim.strategies.dpor_split`); "proved" then means that part.
         stop: asked before every execution; True ends the search.
         after: sees the kernel of every execution once it has ended.
     Raises: ValueError: unknown strategy, schedule or memory model.
     """
     if memory_model != "sc":
         raise ValueError(f"no memory model {memory_model!r}: there is sc")
-    plan = strategies.strategy(strategy, seed)
+    plan = strategies.strategy(strategy, seed, root)
     ends = plan.complete_after is not None or hasattr(plan, "exhaustive")
     if executions is None:
         executions = plan.complete_after if ends or time_limit_s is not None else DEFAULT_EXECUTIONS
@@ -128,13 +131,14 @@ def explore(
     pairs = Pairs() if pairs_every else None
     deadline_s = None if time_limit_s is None else monotonic() + time_limit_s
     if hasattr(plan, "study"):
-        plan.study(world, lambda: _is_over(deadline_s, stop), stop_at_first=stop_at_first)
-        deadline_s = None
+        study_until_s = deadline_s
+        plan.study(world, lambda: _is_over(study_until_s, stop), stop_at_first=stop_at_first)
 
     while report.executions != executions:
-        if stop is not None and stop():
+        witnessing = getattr(plan, "witnessing", False)
+        if stop is not None and stop() and not witnessing:
             break
-        if deadline_s is not None and not monotonic() < deadline_s:
+        if deadline_s is not None and not monotonic() < deadline_s and not witnessing:
             report.out_of_time = ends or executions is not None
             break
         kernel = search.kernel()
@@ -196,7 +200,7 @@ class _Search:
 
     def execute(self, kernel: Kernel, plan: Strategy, pairs: Pairs | None) -> None:
         """Fill the world and run it once; a finding made while it is filled is that execution's."""
-        if not _fill(kernel, self._world, races=self._races):
+        if not fill(kernel, self._world, races=self._races):
             return
         if pairs is not None:
             pairs.attach(kernel)
@@ -271,7 +275,7 @@ class _Search:
         )
 
 
-def _fill(kernel: Kernel, world: World, *, races: bool) -> bool:
+def fill(kernel: Kernel, world: World, *, races: bool) -> bool:
     """Build the world; False if that already made a finding, which ends the execution."""
     try:
         world(kernel)
@@ -384,7 +388,7 @@ def record(
             before(kernel, candidates[index])
         return index
 
-    filled = _fill(kernel, world, races=races)
+    filled = fill(kernel, world, races=races)
     kernel.check(recorder)
     if filled:
         kernel.execute(pick)

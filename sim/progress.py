@@ -134,17 +134,12 @@ def _value(value: Any) -> Any:
 def _place(thread: Thread) -> Any:
     """Where a thread stands: instruction and numbers of every frame (loops count in them), and what it would do next."""
     places = []
-    steps: Any = thread._generator
-    while steps is not None:
-        frame = getattr(steps, "gi_frame", None)
-        if frame is None:
-            break
+    for frame in thread.frames():
         counters = [
             (name, value)
             for name, value in frame.f_locals.items()
             if isinstance(value, int | str) and not name.endswith("_ns")
         ]
         places.append((id(frame.f_code), frame.f_lasti, *counters))
-        steps = getattr(steps, "gi_yieldfrom", None)
     pending = thread.pending if thread.ready else thread.blocked_on
     return tuple(places), None if pending is None else (pending.__class__, id(pending.target))

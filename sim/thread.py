@@ -7,6 +7,7 @@ what its own instructions took since its last access, and the next access is due
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -58,18 +59,19 @@ class Thread(simpy.Process):
         """Whether it is a candidate: it has an access that has not happened."""
         return self.tie != NEVER
 
+    def frames(self) -> Iterator[FrameType]:
+        """The frames of the chain of generators that it stands in, outermost first; none once it is done."""
+        steps: Any = self._generator
+        while (frame := getattr(steps, "gi_frame", None)) is not None:
+            yield frame
+            steps = getattr(steps, "gi_yieldfrom", None)
+
     def stack(self) -> list[str]:
         """Where it stands, outermost first: `file:line function` for every generator of the chain."""
-        lines: list[str] = []
-        steps: Any = self._generator
-        while steps is not None:
-            frame: FrameType | None = getattr(steps, "gi_frame", None)
-            if frame is None:
-                break
-            code = frame.f_code
-            lines.append(f"{short_path(code.co_filename)}:{frame.f_lineno} {code.co_name}")
-            steps = getattr(steps, "gi_yieldfrom", None)
-        return lines
+        return [
+            f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
+            for frame in self.frames()
+        ]
 
     def __str__(self) -> str:
         return self.name

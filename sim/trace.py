@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sim.access import Cell
 from sim.dependence import EVERYTHING, READ, UPDATE, WRITE, Notes, Touch
-from sim.explore import World, _fill
+from sim.explore import World, fill
 from sim.kernel import INFINITY, Kernel, Pick
 from sim.recorder import plain
 from sim.strategies import first_by_time
@@ -56,7 +56,7 @@ class Setting:
             stop_at_finding=stop_at_finding,
             max_steps=self.max_steps,
         )
-        if _fill(kernel, self.world, races=self.races):
+        if fill(kernel, self.world, races=self.races):
             if arm is not None:
                 arm(kernel)
             kernel.execute(pick)

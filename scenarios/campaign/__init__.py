@@ -2,8 +2,8 @@
 
 A `Case` is all that an execution depends on, as plain data: it goes to workers, into findings and onto other machines.
 A share is a fixed number of executions with its own seed and its own strategy, so that what is found does not depend on
-how many workers there were, which of them was faster, or which was killed. Exhaustive strategies have one share: their
-tree is one.
+how many workers there were, which of them was faster, or which was killed. Exhaustive strategies have one share,
+because their tree is one; that of `dpor` is cut into parts, which are shares.
 
     Case --shares--> run_share (here, or in worker via supervisor) --by index--> result.merge
 

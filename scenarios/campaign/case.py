@@ -241,7 +241,7 @@ def case_of(scenario: Scenario, patches: Sequence[Path], *, strategy: str, windo
     )
 
 
-def check_strategy(strategy: str, memory_model: str = "sc") -> str:
+def check_strategy(strategy: str, memory_model: str = "sc", window_ns: int | None = None) -> str:
     """Why `strategy` cannot be used; empty if it can. Asks `explore` itself, on a world of one step."""
     if strategy.startswith("replay:"):
         try:
@@ -256,8 +256,9 @@ def check_strategy(strategy: str, memory_model: str = "sc") -> str:
 
         kernel.thread("a", steps())
 
+    window = INFINITY if window_ns is None else window_ns
     try:
-        explore(world, strategy=strategy, executions=1, memory_model=memory_model)
+        explore(world, strategy=strategy, executions=1, memory_model=memory_model, window_ns=window)
     except ValueError as exc:
         return str(exc)
     return ""

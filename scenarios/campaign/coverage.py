@@ -26,13 +26,7 @@ class Tracer:
         self.lines: set[tuple[str, int]] = set()
 
     def __call__(self, kernel: Kernel, thread: Thread, access: Access) -> None:
-        steps: Any = thread._generator
-        while steps is not None:
-            frame = getattr(steps, "gi_frame", None)
-            if frame is None:
-                break
-            self.lines.add((frame.f_code.co_filename, frame.f_lineno))
-            steps = getattr(steps, "gi_yieldfrom", None)
+        self.lines.update((frame.f_code.co_filename, frame.f_lineno) for frame in thread.frames())
 
     def ids(self) -> set[str]:
         """The steps seen."""

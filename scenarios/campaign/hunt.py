@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from scenarios.campaign import folder
 from scenarios.campaign.case import Opened, case_of, check_strategy
 from scenarios.campaign.result import HuntResult, merge
-from scenarios.campaign.shares import WHOLE, Cut, Limit, ShareResult, Tick, run_here
+from scenarios.campaign.shares import Cut, Limit, ShareResult, Tick, cut_of, is_whole, run_here, settled
 from scenarios.errors import ScenarioError
 from scenarios.loading import load_all, resolve
 
@@ -104,19 +104,20 @@ def hunt_scenario(
         folder.refuse_unwritable(out_dir)
     case = case_of(scenario, patches, strategy=chosen, window_ns=scenario.hunt.window)
     budget = _budget(scenario, chosen, executions, time_limit_s)
-    cut = Cut(chosen, scenario.seed, budget)
     limit = Limit(scenario.hunt.time_limit_s if time_limit_s is None else time_limit_s)
     with case.opened() as opened:
+        cut = cut_of(opened, budget)
         shares = _search(opened, cut, jobs, limit, stop_at_first=stop_at_first, tick=tick)
         made = sum(share.report.executions for share in shares)
-        ended = any(share.report.exhausted for share in shares)
-        short = not ended and (cut.count == 1 if budget is None else made < budget)
+        ended = len(shares) == cut.count and all(share.report.exhausted for share in shares)
+        short = not ended and (is_whole(chosen) if budget is None else made < budget)
         result = merge(
             opened,
             shares,
             stop_at_first=stop_at_first,
             interrupted=limit.expired,
             out_of_time=limit.over and not limit.expired and short,
+            parts=len(cut.roots),
         )
         result.wall_s = round(monotonic() - began_s, 3)
         if out_dir is not None:
@@ -132,7 +133,7 @@ def _budget(
     if executions is not None:
         return executions
     asked = "executions" in scenario.hunt.model_fields_set
-    whole = strategy.partition(":")[0] in WHOLE
+    whole = is_whole(strategy)
     if (whole and not asked) or (time_limit_s is not None and not whole):
         return None
     return scenario.hunt.executions
@@ -144,11 +145,12 @@ def choose_strategy(scenario: Scenario, asked: str | None) -> str:
     Raises: ScenarioError: there is none of that name.
     """
     strategy = scenario.hunt.strategy if asked is None else asked
-    problem = check_strategy(strategy, scenario.memory_model)
+    problem = check_strategy(strategy, scenario.memory_model, scenario.hunt.window)
     if not problem:
         return strategy
     if asked is not None:
-        raise ScenarioError(problem, f"--strategy {asked}")
+        remedy = "leave hunt.window out" if "window" in problem else ""
+        raise ScenarioError(problem, f"--strategy {asked}", remedy=remedy)
     path = ("memory_model",) if "memory model" in problem else ("hunt", "strategy")
     raise scenario.error(path, problem)
 
@@ -159,7 +161,9 @@ def _search(
     if min(jobs, cut.count) > 1:
         from scenarios.campaign import supervisor
 
-        return supervisor.run(opened, cut, jobs=jobs, limit=limit, stop_at_first=stop_at_first, tick=tick)
+        done = supervisor.run(opened, cut, jobs=jobs, limit=limit, stop_at_first=stop_at_first, tick=tick)
+        with interrupt_expires(limit):
+            return settled(opened, cut, done, limit=limit, stop_at_first=stop_at_first)
     with interrupt_expires(limit):
         return run_here(opened, cut, limit=limit, stop_at_first=stop_at_first, tick=tick)
 

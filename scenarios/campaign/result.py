@@ -17,6 +17,7 @@ from scenarios.campaign.shares import ShareResult
 from sim import Finding, Report
 from sim.estimates import PctBound, unseen_mass
 from sim.explore import claim_of
+from sim.strategies.dpor_split import claim
 
 INTERRUPTED = 130
 EXPLAINED = 5
@@ -161,10 +162,14 @@ def merge(
     stop_at_first: bool,
     interrupted: bool,
     out_of_time: bool = False,
+    parts: int = 0,
 ) -> HuntResult:
-    """One result of all shares, which come in the order of their indices; `out_of_time`: there was more to do."""
+    """One result of all shares, which come in the order of their indices; `out_of_time`: there was more to do.
+
+    `parts`: how many parts the tree has that the shares are of; 0 if they are no parts.
+    """
     scenario = opened.scenario
-    report = merged_report(opened, shares)
+    report = merged_report(opened, shares, parts)
     report.out_of_time = out_of_time
     result = HuntResult(
         scenario.name, scenario.design, scenario.seed, opened.case.strategy, opened.digest, report
@@ -193,10 +198,10 @@ def merge(
     return result
 
 
-def merged_report(opened: Opened, shares: Sequence[ShareResult]) -> Report:
+def merged_report(opened: Opened, shares: Sequence[ShareResult], parts: int = 0) -> Report:
     """`sim`'s report of all shares; its claims hold for all their executions together."""
     case = opened.case
-    if len(shares) == 1:
+    if len(shares) == 1 and parts <= 1:
         return replace(shares[0].report, findings=list(shares[0].report.findings), unmet=[])
     reports = [share.report for share in shares]
     known: dict[str, Finding] = {}
@@ -231,7 +236,13 @@ def merged_report(opened: Opened, shares: Sequence[ShareResult]) -> Report:
         pairs=dict(sorted(sum_of(report.pairs for report in reports).items())),
         loops=sum_of(report.loops for report in reports),
     )
-    merged.claim = claim_of(merged, "; ".join(map(str, merged.bounds)), window_ns=opened.window_ns)
+    claimed = "; ".join(map(str, merged.bounds))
+    if parts:
+        whole = len(shares) == parts
+        merged.exhausted = whole and all(report.exhausted for report in reports)
+        merged.proved = whole and all(report.proved for report in reports)
+        claimed = claim(merged.complete, parts, ended=merged.exhausted, vouched=merged.proved)
+    merged.claim = claim_of(merged, claimed, window_ns=opened.window_ns)
     return merged
 
 

@@ -14,6 +14,8 @@ from scenarios.errors import ScenarioError
 from sim import Finding, Kernel, Report, explore
 from sim.estimates import PctBound
 from sim.states import Misfit
+from sim.strategies.dpor import Root
+from sim.strategies.dpor_split import roots
 from sim.streams import derive
 
 EXECUTIONS = 64
@@ -22,8 +24,16 @@ EXECUTIONS = 64
 FOR_EVER = 10**9
 """Shares of a hunt that only time ends."""
 
-WHOLE = ("fifo", "replay", "dfs", "dpor", "states")
-"""Strategies that walk one tree: they have one share."""
+WHOLE = ("fifo", "replay", "dfs", "dpor", "states", "exhaustive")
+"""Strategies that walk one tree: they have one share, but for the parts of `dpor`."""
+
+PARTS = 16
+"""About how many parts the tree of a `dpor` hunt is cut into: enough for some workers, and finding them takes half a second."""
+
+
+def is_whole(strategy: str) -> bool:
+    """Whether it walks one tree, to its end."""
+    return strategy.partition(":")[0] in WHOLE
 
 
 class Progress(NamedTuple):
@@ -67,11 +77,12 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Some executions of a hunt, from a seed of their own; None is as many as there are."""
+    """Some executions of a hunt, from a seed of their own; None is as many as there are. `root`: those of one part of a tree."""
 
     index: int
     seed: int
     executions: int | None
+    root: Root | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +91,30 @@ class Cut:
 
     The seed of a share depends on the hunt's seed and its index alone; share 0 has the hunt's own. `executions` None is until
     the tree of an exhaustive strategy ends, or for ever.
+
+    With `roots` a share is a part of the tree. The parts are searched in order, as far as `executions` reach for all of them:
+    each may use what those before it have left.
     """
 
     strategy: str
     seed: int
     executions: int | None
+    roots: tuple[Root, ...] = ()
 
     @property
     def count(self) -> int:
         """How many shares there are."""
-        if self.strategy.partition(":")[0] in WHOLE:
+        if self.roots:
+            return len(self.roots)
+        if is_whole(self.strategy):
             return 1
         return FOR_EVER if self.executions is None else ceil(self.executions / EXECUTIONS)
 
-    def share(self, index: int) -> Share:
-        """The share of that index, from 0."""
+    def share(self, index: int, used: int = 0) -> Share:
+        """The share of that index, from 0; those before it have `used` so many executions, at least, of a tree's."""
+        if self.roots:
+            left = None if self.executions is None else self.executions - used
+            return Share(index, self.seed, left, self.roots[index])
         if self.count == 1:
             return Share(0, self.seed, self.executions)
         seed = derive(self.seed, f"share.{index}") & 0xFFFF_FFFF if index else self.seed
@@ -167,12 +187,15 @@ def run_share(
             memory_model=case.memory_model,
             max_steps=case.max_steps,
             pairs_every=EXECUTIONS,
+            root=share.root,
             stop=lambda: limit.over,
             after=watch.after,
         )
     except Misfit as exc:
         raise ScenarioError(
-            f"cannot search this world: {exc}", f"--strategy {case.strategy}", remedy="use another"
+            f"cannot search this world: {exc}",
+            f"--strategy {case.strategy}",
+            remedy="use dpor, or exhaustive, which chooses",
         ) from exc
     return ShareResult(
         index=share.index,
@@ -224,6 +247,39 @@ class _Watch:
             self._tick(Progress(self._executions, self._steps_max, findings=len(self.first)))
 
 
+def cut_of(opened: Opened, executions: int | None) -> Cut:
+    """How the hunt of a case is cut. The executions that finding the parts of a tree takes, up to their roots, are not counted."""
+    case = opened.case
+    name, _, argument = case.strategy.partition(":")
+    parts: tuple[Root, ...] = ()
+    if name == "dpor":
+        parts = tuple(roots(opened.world, PARTS, seed=case.seed, values=argument == "values"))
+    return Cut(case.strategy, case.seed, executions, parts)
+
+
+def settled(
+    opened: Opened, cut: Cut, results: list[ShareResult], *, limit: Limit, stop_at_first: bool
+) -> list[ShareResult]:
+    """What counts of parts that were done at the same time, each as if those before it had left it all executions.
+
+    At most one has used more than was left: it is done again with that, and those behind it do not count.
+    """
+    if not cut.roots or cut.executions is None:
+        return results
+    used = 0
+    kept: list[ShareResult] = []
+    for result in results:
+        if used == cut.executions:
+            break
+        if used + result.report.executions > cut.executions:
+            share = cut.share(result.index, used)
+            kept.append(run_share(opened, share, limit=limit, stop_at_first=stop_at_first))
+            break
+        kept.append(result)
+        used += result.report.executions
+    return kept
+
+
 class Tally:
     """The progress of a hunt, over the shares that are done and the one that is under way."""
 
@@ -273,11 +329,15 @@ def run_here(
     done: list[ShareResult] = []
     tally = Tally(tick)
     under_way = tally.under_way if tick is not None else None
+    used = 0
     for index in range(cut.count):
-        if limit.over:
+        if limit.over or (cut.roots and used == cut.executions):
             break
-        result = run_share(opened, cut.share(index), limit=limit, stop_at_first=stop_at_first, tick=under_way)
+        result = run_share(
+            opened, cut.share(index, used), limit=limit, stop_at_first=stop_at_first, tick=under_way
+        )
         done.append(result)
+        used += result.report.executions
         tally.add(result)
         if stop_at_first and result.report.findings:
             break

@@ -23,6 +23,7 @@ from scenarios.campaign.case import Case, Opened, repository_root
 from scenarios.campaign.shares import Cut, Limit, Share, ShareResult, Tally, Tick
 from scenarios.campaign.worker import HEADER, frame
 from scenarios.errors import ScenarioError
+from sim.strategies.dpor_split import as_json
 
 DEATHS_MAX = 3
 """Workers that one share may cost."""
@@ -115,6 +116,7 @@ class _Campaign:
                         "index": share.index,
                         "seed": share.seed,
                         "executions": share.executions,
+                        "root": None if share.root is None else as_json(share.root),
                         "left_s": self.limit.left_s,
                         "stop_at_first": self.stop_at_first,
                         "model_digest": self.digest,
@@ -139,8 +141,13 @@ class _Campaign:
         index = self.todo_from
         if index >= (self.cut.count if self.first_found is None else self.first_found):
             return None
+        # Parts of a tree share their executions; what is known to be used is not offered again.
+        roots, executions = self.cut.roots, self.cut.executions
+        used = sum(result.report.executions for result in self.results.values()) if roots else 0
+        if roots and executions is not None and used >= executions:
+            return None
         self.todo_from += 1
-        return self.cut.share(index)
+        return self.cut.share(index, used)
 
     def _died(self, share: Share) -> None:
         self.deaths[share.index] = self.deaths.get(share.index, 0) + 1

@@ -64,6 +64,7 @@ def _serve(first: dict[str, Any], source: BinaryIO, out: BinaryIO) -> None:
     from scenarios.campaign.case import Case
     from scenarios.campaign.shares import Limit, Share, run_share
     from scenarios.errors import ScenarioError
+    from sim.strategies.dpor_split import from_json
 
     def answer(message: dict[str, Any]) -> None:
         out.write(frame(message))
@@ -74,7 +75,9 @@ def _serve(first: dict[str, Any], source: BinaryIO, out: BinaryIO) -> None:
             if order["model_digest"] != opened.digest:
                 answer({"wrong_input": ["the model's sources were changed during the hunt: begin again"]})
                 continue
-            share = Share(order["index"], order["seed"], order["executions"])
+            told = order["root"]
+            root = None if told is None else from_json(told)
+            share = Share(order["index"], order["seed"], order["executions"], root)
             limit = Limit(order["left_s"])
             idle = signal.signal(signal.SIGTERM, _expiring(limit))
             try:

@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from scenarios.commands.options import output_options, overrides, patch_files, scenario_options
+from scenarios.commands.options import (
+    execution_options,
+    output_options,
+    overrides,
+    patch_files,
+    scenario_options,
+)
 
 if TYPE_CHECKING:
     from scenarios.campaign.result import HuntResult
@@ -32,7 +38,7 @@ REFRESH_S = 0.1
 @click.option(
     "--strategy",
     metavar="S",
-    help="fifo, random, pct:D, pos, surw, dfs[:B], dpor, portfolio, replay:SCHEDULE; default: the scenario's.",
+    help="fifo, random, pct:D, pos, surw, dfs[:B], dpor[:values], states[:N], exhaustive, pruned, portfolio, replay:SCHEDULE; default: the scenario's.",
 )
 @click.option("--executions", type=click.IntRange(min=1), metavar="N", help="At most so many executions.")
 @click.option(
@@ -43,15 +49,7 @@ REFRESH_S = 0.1
 )
 @click.option("--stop-at-first", is_flag=True, help="End at the first finding.")
 @scenario_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Output folder; default: out/<scenario>-<seed>.",
-)
-@click.option(
-    "--patch", "patches", multiple=True, metavar="F", help="Python file that replaces functions; repeatable."
-)
+@execution_options
 @click.option(
     "--format",
     "layout",

@@ -27,6 +27,23 @@ def scenario_options(function: F) -> F:
     return function
 
 
+def execution_options(function: F) -> F:
+    """`--out --patch`: where the files go, and what of the model is replaced."""
+    function = click.option(
+        "--patch",
+        "patches",
+        multiple=True,
+        metavar="F",
+        help="Python file that replaces functions; repeatable.",
+    )(function)
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Output folder; default: out/<scenario>-<seed>.",
+    )(function)
+
+
 def output_options(function: F) -> F:
     """`--json --quiet`: how the result is told."""
     function = click.option("--quiet", "-q", is_flag=True, help="Print nothing; the exit status tells.")(

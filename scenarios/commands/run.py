@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from scenarios.commands.options import output_options, overrides, patch_files, scenario_options
+from scenarios.commands.options import (
+    execution_options,
+    output_options,
+    overrides,
+    patch_files,
+    scenario_options,
+)
 from scenarios.errors import ScenarioError
 from scenarios.units import format_time
 
@@ -57,15 +63,7 @@ class RunResult(Protocol):
 @click.command("run", short_help="Run a scenario once, in virtual time: latencies, counters, findings.")
 @click.argument("scenario_name", metavar="SCENARIO")
 @scenario_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Output folder; default: out/<scenario>-<seed>.",
-)
-@click.option(
-    "--patch", "patches", multiple=True, metavar="F", help="Python file that replaces functions; repeatable."
-)
+@execution_options
 @click.option(
     "--events", type=click.Choice(["off", "events", "accesses"]), default="events", show_default=True,
     help="What events.jsonl records.",

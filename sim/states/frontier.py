@@ -215,16 +215,25 @@ def learn(automata: Automata) -> None:
         levels.frontier = levels.frontier[:: 1 + len(levels.frontier) // BEAM]
 
 
+class Stopped(Exception):
+    """The search was told to end."""
+
+
 class Levels:
     """All states, level by level.
 
     Args:
         found: called with a state and the thread whose step makes a finding there.
         ended: called with every state in which nobody can move.
+        stop: asked before every thread of a level.
     """
 
     def __init__(
-        self, automata: Automata, found: Callable[[int, int], Any], ended: Callable[[int], Any]
+        self,
+        automata: Automata,
+        found: Callable[[int, int], Any],
+        ended: Callable[[int], Any],
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.digits = Digits(automata)
         self.steps = 0
@@ -232,11 +241,12 @@ class Levels:
         """Steps from the first state to those of the frontier."""
         self._found = found
         self._ended = ended
+        self._stop = stop
         self.frontier: States = np.array([self.digits.first], np.int64)
         self.visited = Visited(self.frontier)
 
     def advance(self) -> None:
-        """One level more. Raises: TooWide."""
+        """One level more. Raises: TooWide. Stopped: in the middle of it."""
         while True:
             try:
                 self._advance()
@@ -261,6 +271,8 @@ class Levels:
         moved = np.zeros(len(self.frontier), np.bool_)
         reached: list[States] = []
         for thread in range(self.digits.threads):
+            if self._stop():
+                raise Stopped
             self._step(thread, moved, reached)
         for state in self.frontier[~moved].tolist():
             self._ended(state)

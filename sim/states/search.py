@@ -33,6 +33,9 @@ FEW = 60_000
 FIRST_CHECK = 2000
 """States after which a round looks whether its plan still holds; then whenever they have doubled, and at its end."""
 
+BLOCK = 4096
+"""States after which a round asks whether it has to end."""
+
 Step = int | Outcome | None
 """What to add to a state; or the finding that is made instead; or nothing, because the thread has to wait."""
 
@@ -221,12 +224,19 @@ class _Round:
         if self._watched and self._breaks(tables.first):
             frontier = []
         while frontier:
-            if limits.stop() or (limits.states is not None and len(self._came_from) > limits.states):
+            if limits.states is not None and len(self._came_from) > limits.states:
                 result.limited = True
                 break
             if few is not None and len(self._came_from) > few:
                 raise TooMany
-            frontier = self._expand(frontier)
+            level, frontier = frontier, []
+            for begin in range(0, len(level), BLOCK):
+                if limits.stop():
+                    result.limited = True
+                    break
+                frontier += self._expand(level[begin : begin + BLOCK])
+            if result.limited:
+                break
             if result.paths and limits.stop_at_first:
                 break
             if len(self._came_from) >= self._next_check or not frontier:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sim.states.frontier import Levels, States, TooWide, learn
+from sim.states.frontier import Levels, States, Stopped, TooWide, learn
 from sim.states.result import Limits, Path, Result
 
 if TYPE_CHECKING:
@@ -33,17 +33,21 @@ class _Wide:
         self._limits = limits
         self._shown: dict[object, Shown] = {}
         self._ends = 0
-        self._levels = Levels(automata, self._found, self._ended)
+        self._levels = Levels(automata, self._found, self._ended, limits.stop)
 
     def run(self) -> Result:
         """Search, then find the ways. Raises: TooWide."""
         levels, limits = self._levels, self._limits
         limited = False
         while len(levels.frontier) and not (self._shown and limits.stop_at_first):
-            if limits.stop() or (limits.states is not None and len(levels.visited) > limits.states):
+            if limits.states is not None and len(levels.visited) > limits.states:
                 limited = True
                 break
-            levels.advance()
+            try:
+                levels.advance()
+            except Stopped:
+                limited = True
+                break
         result = Result(len(levels.visited), levels.steps, self._ends, limited)
         ways = _Ways(self._automata, max([depth for depth, _, _ in self._shown.values()], default=0))
         result.paths = [ways.to(shown) for shown in self._shown.values()]

@@ -12,6 +12,8 @@ there is none):
 - `redundant = False`: whether the execution that just ended was covered by others. Such a strategy raises `StopExecution`
   in `pick`; the execution is counted, but not as complete.
 - `label`: who picked in this execution, for strategies that are several.
+- `witnessing = False`: whether all that is left are the few executions that show what has been found: no limit of time ends
+  these.
 - `claim() -> str`: what its executions so far guarantee, in numbers; `bounds()`: the same as numbers that add up.
 
 Executions of a strategy that draws at random draw from streams of their own, one an execution: any of them can be made
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 if TYPE_CHECKING:
     from sim.access import Access
     from sim.kernel import Kernel
+    from sim.strategies.dpor import Root
     from sim.thread import Thread
 
 NAMES = (
@@ -38,6 +41,7 @@ NAMES = (
     "dfs[:PREEMPTIONS]",
     "dpor[:values]",
     "states[:LIMIT]",
+    "exhaustive",
     "pruned",
     "portfolio",
 )
@@ -70,11 +74,15 @@ def may_write(access: Access) -> bool:
     return access.wrote if access.processed else access.writes
 
 
-def strategy(text: str, seed: int) -> Strategy:
-    """Make a strategy from its name.
+def strategy(text: str, seed: int, root: Root | None = None) -> Strategy:
+    """Make a strategy from its name; with `root`, one that searches only that part of the tree.
 
-    Raises: ValueError: no strategy of that name; the message lists those there are.
+    Raises: ValueError: no strategy of that name (the message lists those there are), or it has no parts.
     """
+    if root is not None:
+        from sim.strategies.dpor_split import part  # noqa: PLC0415
+
+        return part(text, root)
     name, colon, argument = text.partition(":")
     make = _MAKERS.get(name)
     made = make(seed, argument) if make is not None and (argument or not colon or name == "replay") else None
@@ -145,6 +153,12 @@ def _states(_seed: int, argument: str) -> Strategy | None:
     return States(int(argument)) if argument.isdecimal() and int(argument) >= 1 else None
 
 
+def _exhaustive(seed: int, argument: str) -> Strategy | None:
+    from sim.strategies.exhaustive import Exhaustive  # noqa: PLC0415
+
+    return Exhaustive(seed) if not argument else None
+
+
 def _pruned(_seed: int, argument: str) -> Strategy | None:
     from sim.strategies.pruned import Pruned  # noqa: PLC0415
 
@@ -167,6 +181,7 @@ _MAKERS: dict[str, Callable[[int, str], Strategy | None]] = {
     "dfs": _dfs,
     "dpor": _dpor,
     "states": _states,
+    "exhaustive": _exhaustive,
     "pruned": _pruned,
     "portfolio": _portfolio,
 }

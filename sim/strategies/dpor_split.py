@@ -14,11 +14,12 @@ The parts depend on the world and `width` alone, never on who works on them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.dependence import conflict
+from sim.explore import fill
 from sim.kernel import INFINITY, Kernel, StopExecution
-from sim.strategies.dpor import WHOLE, Dpor, Root, ThreadName
+from sim.strategies.dpor import WHOLE, Dpor, Root, ThreadName, dpor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,8 +54,11 @@ class _Look(Dpor):
     def _plan(self, kernel: Kernel) -> None:
         if self.steps:
             self.touched = self._prints.touches(self.steps[-1].print_)
-        waited = self._thread.blocked_on if self._thread is not None else None
-        self.queued = waited is not None and waited.gate() is not None
+            stepped = self._numbers[self.root.path[-1]] if self.root.path else None
+            for thread, number in self._thread_numbers.items():
+                waited = thread.blocked_on
+                if number == stepped and waited is not None and waited.gate() is not None:
+                    self.queued = True
 
 
 def roots(world: Callable[[Kernel], None], width: int, *, seed: int = 0, values: bool = False) -> list[Root]:
@@ -85,11 +89,42 @@ def roots(world: Callable[[Kernel], None], width: int, *, seed: int = 0, values:
     return done + growing
 
 
+def part(strategy: str, root: Root) -> Dpor:
+    """`strategy`, for one part. Raises: ValueError: it has no parts."""
+    name, _, argument = strategy.partition(":")
+    plan = dpor(argument) if name == "dpor" else None
+    if plan is None:
+        raise ValueError(f"{strategy} has no parts: only dpor and dpor:values have")
+    return Dpor(values=plan.values, root=root)
+
+
+def claim(complete: int, parts: int, *, ended: bool, vouched: bool) -> str:
+    """What all parts together have covered, as `Dpor.claim` says it of one search."""
+    found = f"dpor: {complete} classes of interleavings in {parts} parts"
+    if not ended:
+        return f"{found} so far"
+    return f"{found}, all" if vouched else f"{found}, all, as far as dependence was declared"
+
+
+def as_json(root: Root) -> list[Any]:
+    """Lists only, to cross a pipe."""
+    return [root.path, [[name, touches] for name, touches in root.asleep.items()]]
+
+
+def from_json(told: list[Any]) -> Root:
+    """What `as_json` told."""
+    path, asleep = told
+    return Root(
+        tuple((name, number) for name, number in path),
+        {(name, number): tuple((key, mode) for key, mode in touches) for (name, number), touches in asleep},
+    )
+
+
 def _look(world: Callable[[Kernel], None], root: Root, seed: int, values: bool) -> _Look:
     kernel = Kernel(seed, window_ns=INFINITY)
     look = _Look(root, values=values)
     look.begin(kernel, 0)
-    world(kernel)
-    kernel.execute(look.pick)
+    if fill(kernel, world, races=True):
+        kernel.execute(look.pick)
     look.end(kernel)
     return look

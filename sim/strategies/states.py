@@ -45,6 +45,11 @@ class States:
         """Whether every state has been looked at."""
         return not self.result.limited
 
+    @property
+    def witnessing(self) -> bool:
+        """The search itself is over before the first execution."""
+        return True
+
     def study(self, fill: Callable[[Kernel], None], stop: Callable[[], bool], *, stop_at_first: bool) -> None:
         """Search the states of the world; `stop` is asked now and then. Raises: Misfit: it does not fit into tables."""
         self.result = Search(fill, Limits(self._limit, stop_at_first, stop)).run()

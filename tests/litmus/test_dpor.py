@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from scenarios.build import build
+from scenarios.library_index import LIBRARY
 from scenarios.loading import load
 from sim import Kernel, explore
 from sim.patches import applied, read
 from tests.sim.brute_force import search
 
 PLANTS = Path(__file__).resolve().parents[1] / "plants"
-SCENARIO = load(PLANTS / "prefault-vs-convert.yaml")
+SCENARIO = load(LIBRARY / "prefault-vs-convert.yaml")
 
 
 class Built:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from scenarios.build import build
+from scenarios.library_index import LIBRARY
 from scenarios.loading import load
 from sim import INFINITY, Kernel, Thread
 from sim.access import CellAccess, Cmpxchg
@@ -182,10 +183,18 @@ def swaps(scenario, seeds, wanted=lambda _one, _two: True):
             yield made[i][0], made[i + 1][0], *states
 
 
-@pytest.mark.parametrize("name", ["prefault-vs-convert", "touch-vs-convert-next", "touch-vs-punch-holes"])
-def test_neighbours_declared_independent_commute(name):
+@pytest.mark.parametrize(
+    "file",
+    [
+        LIBRARY / "prefault-vs-convert.yaml",
+        PLANTS / "touch-vs-convert-next.yaml",
+        PLANTS / "touch-vs-punch-holes.yaml",
+    ],
+    ids=lambda file: file.stem,
+)
+def test_neighbours_declared_independent_commute(file):
     """Each swap compares two whole worlds."""
-    swapped = list(swaps(load(PLANTS / f"{name}.yaml"), 10))
+    swapped = list(swaps(load(file), 10))
 
     assert len(swapped) > 15
     for one, two, there, back in swapped:

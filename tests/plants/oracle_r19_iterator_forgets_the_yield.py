@@ -1,6 +1,8 @@
 """What if the iterator advanced after a restart? The SPTE that it had reached when the lock was dropped is never zapped.
 
-The plant of `stale-spte` by a skipped entry. Source: races.md R19 (commit 3a0f64de479c).
+The plant of `stale-spte` by a skipped entry, in a walk over leafs. r19_step_after_restart takes the step from the root
+instead, as v5.15 did: that skips entries when a whole root is zapped, and none here. Source: races.md R19 (commit
+3a0f64de479c).
 """
 
 from mmu import tdp_mmu

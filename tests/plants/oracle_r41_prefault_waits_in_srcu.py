@@ -1,6 +1,7 @@
 """What if prefault retried for an INVALID slot inside its SRCU section? The deletion waits for it, and it for the deletion.
 
-The plant of `livelock` beside a thread that is blocked for ever. Source: races.md R41 (commit 3ccbf6f47098).
+The plant of `livelock` beside a thread that is blocked for ever: it spins, as the kernel did. r41_prefault_invalid_slot
+waits for the memslots instead, which is a `deadlock`. Source: races.md R41 (commit 3ccbf6f47098).
 """
 
 from mmu import fault, prefault

@@ -1,6 +1,7 @@
 """What if a memslot swap did not wait for its readers? A fault goes on with a slot whose arrays are freed.
 
-The plant of `uaf-object`. Source: races.md R43 (commit 4bcdd831d9d0).
+The plant of `uaf-object`, on the writer's side; r43_slots_outside_srcu is a reader without its section, and breaks a
+`lock-rule`. Source: races.md R43 (commit 4bcdd831d9d0).
 """
 
 from mmu import memslot_paths

@@ -1,6 +1,7 @@
 """What if KVM gave an S-EPT page back without TDH.PHYMEM.PAGE.RECLAIM? The module still knows it as a table.
 
-The plant of `uaf-table` on the module's side. Source: races.md R65 (tdx_sept_free_private_spt).
+The plant of `uaf-table` on the module's side, at teardown; r65_sept_table_freed_early frees a table of a living TD.
+Source: races.md R65 (tdx_sept_free_private_spt).
 """
 
 from sim import replaces

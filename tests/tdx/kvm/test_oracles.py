@@ -22,6 +22,11 @@ SLOTS = {
     f"{{slot: 1, base: {SHARED:#x}, size: 2M, backing: 2M, initially: shared}}"
 }
 TD2 = {"td": "vcpus: 2"}
+READ_ONLY = PLAIN | {"extra": f"patches: [{PLANTS / 'environment' / 'read_faults_find_read_only.py'}]"}
+FATAL_AUG = {
+    "extra": "inject: [{fault: seamcall_busy, leaf: TDH.MEM.PAGE.AUG, times: 1000000}]\n"
+    f"patches: [{PLANTS / 'environment' / 'busy_aug_kills_the_vm.py'}]"
+}
 VE = {"td": "vcpus: 1, pending_ve_disable: false"}
 
 USE = f"vcpu*: [{{repeat: {{times: 6, do: [{{touch: {{at: {SHARED:#x}, size: 8K, access: read}}}}]}}}}]"
@@ -41,14 +46,15 @@ TWICE = (
     f"vcpu0: [{{touch: {{at: {BASE:#x}, size: 8K}}}}, {{map_gpa: {{at: {BASE:#x}, size: 4K, to: shared}}}}"
 )
 BOTH = f"vcpu*: [{{accept: {{at: {BASE:#x}, size: 8K, order: 4K}}}}]"
+PREFAULT = f"host0: [{{prefault: {{vcpu: 0, at: {BASE:#x}, size: 4K}}}}]"
 CREATE = "host1: [{memslot_create: {slot: 1, base: 0x4000000, size: 2M, backing: 4K}}]"
 LIFE = "host0: [{init_mem_region: {at: 0x1000000, size: 8K}}, {finalize: {}}, {td_teardown: {}}]"
 
 CASES = [
     ("oracle_flush_request_not_served", "stale-tlb", [USE, NOTIFY], PLAIN),
     ("oracle_ipi_without_ack", "stale-tlb", [USE, NOTIFY], PLAIN),
-    ("oracle_r25_notifier_without_flush", "lock-rule", [USE, NOTIFY], PLAIN),
-    ("oracle_r15_invalid_root_not_emptied", "stale-spte", [USE, DELETE], PLAIN),
+    ("r25_flush_result_discarded", "lock-rule", [USE, NOTIFY], PLAIN),
+    ("r15_fast_zap_left_to_last_user", "stale-spte", [USE, DELETE], PLAIN),
     ("oracle_r19_iterator_forgets_the_yield", "stale-spte", [USE, NOTIFY], PLAIN),
     ("drop_is_page_fault_stale", "stale-spte", [ACCEPT, PUNCHES], {}),
     ("oracle_zap_all_fast_without_kick", "uaf-table", [ONE, FAST], PLAIN),
@@ -67,7 +73,7 @@ CASES = [
         SLOTS,
     ),
     ("oracle_frozen_spte_overwritten", "overwrite", [BOTH], TD2),
-    ("oracle_r09_read_fault_overwrites", "overwrite", [READ, WRITE], PLAIN),
+    ("r09_read_fault_takes_write_away", "overwrite", [READ, WRITE], READ_ONLY),
     ("oracle_mirror_forgets_a_removal", "diverged", [ACCEPT, CONVERT], {}),
     ("no_kick_after_track", "kvm-bug", [ACCEPT, PUNCH], {}),
     ("oracle_zap_takes_the_neighbour", "td-dead", [TWICE + f", {{touch: {{at: {BASE + 4096:#x}}}}}]"], {}),
@@ -81,23 +87,23 @@ CASES = [
     ("oracle_fault_keeps_its_page", "refcount", [ACCEPT], {}),
     ("oracle_lost_table_is_leaked", "leak", [BOTH], TD2),
     ("oracle_mutex_under_mmu_lock", "lock-rule", [USE, NOTIFY], PLAIN),
-    ("oracle_r43_slots_read_without_srcu", "lock-rule", [USE, NOTIFY], PLAIN),
+    ("r43_slots_outside_srcu", "lock-rule", [PREFAULT], {}),
     ("oracle_r49_lock_inversion", "lock-rule", [PUNCH, CREATE], {}),
     (
         "oracle_r41_prefault_waits_in_srcu",
         "livelock",
-        ["host0: [{prefault: {vcpu: 0, at: 0x1000000, size: 4K}}]", "host1: [{memslot_delete: {slot: 0}}]"],
+        [PREFAULT, "host1: [{memslot_delete: {slot: 0}}]"],
         {},
     ),
     (
-        "oracle_r35_truncated_sequence",
+        "r35_truncated_sequence",
         "livelock",
         [
             f"vcpu0: [{{map_gpa: {{at: {BASE:#x}, size: 4K, to: shared}}}}, {BACK}]",
         ],
         {},
     ),
-    ("oracle_r61_fatal_error_retried", "livelock", [ACCEPT], {}),
+    ("r61_no_vm_dead_check", "livelock", [ACCEPT], FATAL_AUG),
 ]
 
 
@@ -108,7 +114,8 @@ def hunt(loaded, kind, plant=None, *, executions, strategies=("pct:3", "random")
     def note(kernel):
         found.update(((finding.kind, finding.title), finding.details) for finding in kernel.findings)
 
-    with applied(read(PLANTS / f"{plant}.py") if plant else []):
+    files = [*loaded.patch_files, *([PLANTS / f"{plant}.py"] if plant else [])]
+    with applied([replacement for file in files for replacement in read(file)]):
         for strategy in strategies:
             explore(
                 lambda k: build(k, loaded),
