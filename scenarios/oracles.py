@@ -49,6 +49,7 @@ N9 hold by construction (no A/D bits; statistics are no words; an ACCEPT that fa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mmu.ledgers import MmuLedger
@@ -63,8 +64,6 @@ from sim.rcu import Rcu
 from sim.thread import Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mmu.vm import Kvm
     from sim import Access, Kernel
 
@@ -72,11 +71,11 @@ if TYPE_CHECKING:
 def attach(kernel: Kernel, kvm: Kvm) -> None:
     """Put the checkers of the VM to work. Its tables may be filled already; its threads have not run.
 
-    One look-up a step by the class of what the access is about: the rest is paid by the few accesses that concern one.
+    Most judge the accesses to one class of object, which costs the others a look-up a step.
     """
     ledger = MmuLedger(kvm)
     rules = LockRules(kernel)
-    progress = Progress(kernel)
+    Progress(kernel)
     flushes = ledger.flushes
 
     def lock_used(thread: Thread, access: Access) -> None:
@@ -92,27 +91,12 @@ def attach(kernel: Kernel, kvm: Kvm) -> None:
                 "lock-rule", "the memslots are read without SRCU and without slots_lock", thread=thread
             )
 
-    judges: dict[type, Callable[[Thread, Access], None]] = {
-        SpteCell: ledger.sptes.observe,
-        MemslotsCell: memslots_need_srcu,
-        RwLock: lock_used,
-        RwSem: rules.observe,
-        Mutex: rules.observe,
-        SpinLock: rules.observe,
-        Rcu: rules.observe,
-        Thread: rules.observe,
-    }
-
-    def observe(_kernel: Kernel, thread: Thread, access: Access) -> None:
-        judge = judges.get(access.target.__class__)
-        if judge is not None:
-            judge(thread, access)
-        if thread.blocked_on is access:
-            _judge_ring(kernel, thread)
-        if progress.looking:
-            progress.observe(thread, access)
-
-    kernel.check(observe)
+    kernel.judge(SpteCell, ledger.sptes.observe)
+    kernel.judge(MemslotsCell, memslots_need_srcu)
+    kernel.judge(RwLock, lock_used)
+    for target in (RwSem, Mutex, SpinLock, Rcu, Thread):
+        kernel.judge(target, rules.observe)
+    kernel.when_blocked(partial(_judge_ring, kernel))
 
 
 def _judge_ring(kernel: Kernel, thread: Thread) -> None:

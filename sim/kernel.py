@@ -48,6 +48,7 @@ LOOP_STEPS = 64
 
 Pick = Callable[["Kernel", Sequence[Thread]], int]
 Check = Callable[["Kernel", Thread, Access], None]
+Judge = Callable[[Thread, Access], None]
 Truth = Callable[[], "bool | Broken | None"]
 
 _TIE_FACTOR = 6364136223846793005
@@ -101,6 +102,9 @@ class Kernel(simpy.Environment):
         self._streams: Streams | None = None
         self._rcu: Rcu | None = None
         self._checks: list[Check] = []
+        self._judges: dict[type, Judge] = {}
+        self._blockers: list[Callable[[Thread], None]] = []
+        self._wanted: list[str] = []
         self._always: list[tuple[str, str, Truth]] = []
         self._at_end: list[tuple[str, str, Truth]] = []
         self._sometimes: dict[str, Callable[[], bool]] = {}
@@ -175,7 +179,9 @@ class Kernel(simpy.Environment):
 
     def sometimes(self, text: str, predicate: Callable[[], bool] | None = None) -> None:
         """Some execution must meet this: after some step `predicate` holds, or the model calls `reached(text)`."""
-        self._sometimes[text] = predicate if predicate is not None else lambda: False
+        self._wanted.append(text)
+        if predicate is not None:
+            self._sometimes[text] = predicate
 
     def reached(self, text: str) -> None:
         """The model passed a place worth knowing (a retry, a BUSY): counts it and meets the `sometimes` of that name."""
@@ -195,7 +201,7 @@ class Kernel(simpy.Environment):
     @property
     def wanted(self) -> list[str]:
         """The texts of all `sometimes` of this world, in order."""
-        return list(self._sometimes)
+        return list(dict.fromkeys(self._wanted))
 
     def accept_race(self, cell: str, one: str, other: str, reason: str) -> None:
         """Two functions may access a word unordered; the modelled code means it, and `reason` says where (`sim.races.Benign`)."""
@@ -204,6 +210,18 @@ class Kernel(simpy.Environment):
     def check(self, check: Check) -> None:
         """Call `check(kernel, thread, access)` after every step; it may call `find`."""
         self._checks.append(check)
+
+    def judge(self, target: type, judge: Judge) -> None:
+        """Call `judge(thread, access)` after every step whose access is about a `target` (of that very class).
+
+        Quicker than a check, for most accesses concern no judge. One judge a class.
+        """
+        assert target not in self._judges
+        self._judges[target] = judge
+
+    def when_blocked(self, look: Callable[[Thread], None]) -> None:
+        """Call `look(thread)` whenever a thread has begun to wait."""
+        self._blockers.append(look)
 
     # What a model says while it runs. None of these yields.
 
@@ -407,6 +425,8 @@ class Kernel(simpy.Environment):
     def _run_by_time(self, until: int | None) -> None:
         heap = self._heap
         others = self._others
+        judges = self._judges
+        progress = self.progress
         after = self._after_step if self._checks or self._always or self._sometimes else None
         for self.steps in range(self.steps, self.max_steps):  # noqa: B020 - the range is made once
             while True:
@@ -432,6 +452,12 @@ class Kernel(simpy.Environment):
                     continue
                 access._value = value  # type: ignore[union-attr]
                 thread.blocked_on = None
+                if judges:
+                    judge = judges.get(access.target.__class__)  # type: ignore[union-attr]
+                    if judge is not None:
+                        judge(thread, access)  # type: ignore[arg-type]
+                if progress is not None and progress.looking:
+                    progress.observe(thread, access)  # type: ignore[arg-type]
                 if after is not None:
                     after(thread, access)
                 following = thread.send(value)
@@ -465,6 +491,8 @@ class Kernel(simpy.Environment):
         happens = self.accesses.append
         window_ns = self.window_ns
         everything = window_ns >= INFINITY
+        judges = self._judges
+        progress = self.progress
         after = self._after_step if self._checks or self._always or self._sometimes else None
         for self.steps in range(self.steps, self.max_steps):  # noqa: B020 - the range is made once
             while others and (not ready or others[0][0] <= min(t.due_ns for t in ready)):
@@ -492,6 +520,12 @@ class Kernel(simpy.Environment):
                     continue
                 access._value = value  # type: ignore[union-attr]
                 thread.blocked_on = None
+                if judges:
+                    judge = judges.get(access.target.__class__)  # type: ignore[union-attr]
+                    if judge is not None:
+                        judge(thread, access)  # type: ignore[arg-type]
+                if progress is not None and progress.looking:
+                    progress.observe(thread, access)  # type: ignore[arg-type]
                 if after is not None:
                     after(thread, access)
                 following = thread.send(value)
@@ -527,6 +561,13 @@ class Kernel(simpy.Environment):
     def _block(self, thread: Thread, access: Access | None) -> None:
         thread.blocked_on = access
         thread.blocked_since_ns = self._now
+        judge = self._judges.get(access.target.__class__) if access is not None else None
+        if judge is not None:
+            judge(thread, access)  # type: ignore[arg-type]
+        if access is not None and self.progress is not None and self.progress.looking:
+            self.progress.observe(thread, access)
+        for look in self._blockers:
+            look(thread)
         if self._checks or self._always or self._sometimes:
             self._after_step(thread, access)
 

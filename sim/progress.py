@@ -37,7 +37,7 @@ STARVED = 300
 
 
 class Progress:
-    """Watches the retries of one world. Attach it as `kernel.progress` and as a check (`observe`)."""
+    """Watches the retries of one world, whose kernel asks it to `observe` steps while it is `looking`."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel

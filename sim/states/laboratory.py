@@ -65,7 +65,7 @@ class Laboratory(Kernel):
         self._filled = False
         fill(self)
         self._filled = True
-        if self._checks:
+        if self._checks or self._judges or self._blockers:
             raise Misfit("the world has checkers, which see steps and not states")
         if self._others:
             raise Misfit("the world uses events of SimPy")

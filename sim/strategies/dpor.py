@@ -274,10 +274,7 @@ class Dpor:
         """The prefix has been repeated: from here on, watch."""
         self._live = True
         Notes.taken = []
-        self._watched = bool(kernel._always) or any(
-            wanted.__qualname__ != "Kernel.sometimes.<locals>.<lambda>"
-            for wanted in kernel._sometimes.values()
-        )
+        self._watched = bool(kernel._always or kernel._sometimes)
         for thread in candidates:
             self._known[thread] = thread.pending
             self._number(kernel, thread)

@@ -107,7 +107,10 @@ def bare_kernel(processes: int) -> float:
 def by_random(processes: int) -> float:
     began_s = perf_counter()
     report = explore(
-        lambda kernel: bare_threads(kernel, processes, BARE_STEPS // 2), executions=1, max_steps=BARE_STEPS
+        lambda kernel: bare_threads(kernel, processes, BARE_STEPS // 2),
+        executions=1,
+        max_steps=BARE_STEPS,
+        races=False,
     )
     return report.steps / (perf_counter() - began_s)
 
