@@ -29,6 +29,7 @@ from tests.bench.protocols import m1, m2, m3
 STRATEGIES = ("random", "pct:3", "pos", "surw", "portfolio", "dpor")
 REPETITIONS = 5
 BARE_STEPS = 200_000
+SEARCH_STEPS = 2_000
 PROCESSES = (8, 64)
 VCPUS = (1, 8, 64, 256)
 PAGES_PER_VCPU = 32
@@ -107,8 +108,8 @@ def bare_kernel(processes: int) -> float:
 def by_random(processes: int) -> float:
     began_s = perf_counter()
     report = explore(
-        lambda kernel: bare_threads(kernel, processes, BARE_STEPS // 2),
-        executions=1,
+        lambda kernel: bare_threads(kernel, processes, SEARCH_STEPS),
+        executions=BARE_STEPS // SEARCH_STEPS,
         max_steps=BARE_STEPS,
         races=False,
     )
