@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LONGEST_CYCLE = 4
 """Cycles through more locks are not looked for."""
+ORDERS_MAX = 10_000
+"""So many orders are remembered, then no new ones: a long timing run meets a lock for every page."""
 
 
 class Edge(NamedTuple):
@@ -90,11 +92,10 @@ class LockRules:
         for lock in held:
             gates = exclusive - {lock}
             known = (lock, target, thread, gates)
-            if lock is target or known in self._known:
+            if lock is target or known in self._known or len(self._known) >= ORDERS_MAX:
                 continue
             self._known.add(known)
-            stack = thread.stack()
-            edge = Edge(lock, target, thread, gates, stack[-1] if stack else "its end")
+            edge = Edge(lock, target, thread, gates, thread.place())
             self._edges.setdefault(lock, []).append(edge)
             ring = self._ring(target, [edge])
             if ring:

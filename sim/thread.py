@@ -68,16 +68,24 @@ class Thread(simpy.Process):
 
     def stack(self) -> list[str]:
         """Where it stands, outermost first: `file:line function` for every generator of the chain."""
-        return [
-            f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
-            for frame in self.frames()
-        ]
+        return [_told(frame) for frame in self.frames()]
+
+    def place(self) -> str:
+        """The innermost place of `stack`."""
+        frame = None
+        for frame in self.frames():  # noqa: B007 - the last one
+            pass
+        return "its end" if frame is None else _told(frame)
 
     def __str__(self) -> str:
         return self.name
 
     def __repr__(self) -> str:
         return f"Thread({self.name!r})"
+
+
+def _told(frame: FrameType) -> str:
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
 def short_path(path: str) -> str:

@@ -135,3 +135,25 @@ def test_sleeping_under_sleeping_locks_is_fine():
         yield locks["srcu"].read_unlock()
 
     assert kinds(world(body)) == set()
+
+
+def test_a_long_run_remembers_so_many_orders_and_no_more(monkeypatch):
+    """What is known already is still judged: the cycle is closed by locks that were met before."""
+    monkeypatch.setattr("sim.lock_rules.ORDERS_MAX", 3)
+
+    def world(kernel):
+        rules = LockRules(kernel)
+        kernel.check(lambda _kernel, thread, access: rules.observe(thread, access))
+        a, *pages = (kernel.mutex(name) for name in "abcdef")
+
+        def steps():
+            for page in pages:
+                yield a.lock()
+                yield page.lock()
+                yield page.unlock()
+                yield a.unlock()
+            assert len(rules._known) == 3
+
+        kernel.thread("t", steps())
+
+    assert explore(world, strategy="fifo").clean
