@@ -8,13 +8,13 @@ Source: arch/x86/kvm/mmu/mmu.c (kvm_mmu_faultin_pfn, kvm_tdp_mmu_page_fault), mm
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 
 from mmu import gmem, invalidate
 from mmu.caches import VcpuCaches
 from mmu.errno import Errno
 from mmu.events import PageFaultDone, SpteRequested, SpteSet
+from mmu.external import Awaited
 from mmu.host_memory import level_for_order
 from mmu.memslots import Memslot, largest_allowed_level
 from mmu.page_table import KvmMmuPage
@@ -30,7 +30,7 @@ from mmu.spte import (
 from mmu.tdp_iter import TdpIter
 from mmu.tdp_mmu import free_sp, init_child_sp, tdp_mmu_link_sp, tdp_mmu_set_spte_atomic
 from mmu.vm import Kvm
-from sim import Cell, Steps
+from sim import Steps
 from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_4K, Gfn, Gpa, Pfn, PgLevel, gfn_of
 from vcpu.vcpu import FREE_OBSOLETE_ROOTS, Vcpu
 
@@ -55,7 +55,7 @@ class VcpuMmu:
     """
 
     def __init__(self, caches: VcpuCaches) -> None:
-        self.retry_on: tuple[Cell[int], Callable[[int], bool]] | None = None
+        self.retry_on: Awaited | None = None
         self.invalid_slot: Memslot | None = None
         self.root: KvmMmuPage | None = None
         self.mirror_root: KvmMmuPage | None = None

@@ -42,7 +42,7 @@ class Place:
 class Step:
     """One access. `before` and `after` are the word's values, None where the target is no word; `got` is what was returned.
 
-    XX and read sections that the thread was in, `stack` where it stood, innermost first.
+    `held` are the locks and read sections that the thread was in, `stack` where it stood, innermost first.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""The output folder of a run (DESIGN.md section 9): written aside, then put in place file by file, so never half-written.
+"""The files of a run (DESIGN.md section 9).
 
 The same scenario, seed and model give the same bytes: no wall-clock time is in any file (`wall_s` is null in
 summary.json; the terminal and `--json` show it), keys are in a fixed order, names are sorted.
@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scenarios.staging import put_in_place, write_text
 from sim import Access, Event, Kernel, Thread
 from sim.histogram import Histogram, write_hlog
 from sim.races import FactTeller, LoggedSync
@@ -57,8 +58,8 @@ def log_accesses(kernel: Kernel) -> None:
 def write(staging: Path, out_dir: Path, result: RunResult, histograms: dict[str, Histogram]) -> None:
     """Write every file into `staging`, then move them to `out_dir`, replacing what an earlier run left there."""
     summary: dict[str, Any] = {name: getattr(result, name) for name in SUMMARY} | {"wall_s": None}
-    _write_text(staging / "summary.json", json.dumps(summary, indent=1) + "\n")
-    _write_text(staging / "schedule.txt", "")  # a timing run is what fifo picks: no deviation
+    write_text(staging / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_text(staging / "schedule.txt", "")  # a timing run is what fifo picks: no deviation
     for name in sorted(histograms):
         with (staging / f"latency.{name}.hgrm").open("w", encoding="utf-8", newline="\n") as file:
             histograms[name].write_hgrm(file, name=name)
@@ -66,23 +67,7 @@ def write(staging: Path, out_dir: Path, result: RunResult, histograms: dict[str,
         write_hlog(file, {name: histograms[name] for name in sorted(histograms)}, length_ns=result.now_ns)
     (staging / "findings").mkdir()
     for finding in result.findings:
-        _write_text(
+        write_text(
             staging / "findings" / f"{finding['fingerprint']}.json", json.dumps(finding, indent=1) + "\n"
         )
-    _put_in_place(staging, out_dir)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _put_in_place(staging: Path, out_dir: Path) -> None:
-    (out_dir / "findings").mkdir(parents=True, exist_ok=True)
-    for old in [*out_dir.glob("latency.*.hgrm"), *(out_dir / "findings").glob("*.json")]:
-        old.unlink()
-    for path in sorted(staging.iterdir()):
-        if path.is_dir():
-            for inner in sorted(path.iterdir()):
-                inner.replace(out_dir / path.name / inner.name)
-        else:
-            path.replace(out_dir / path.name)
+    put_in_place(staging, out_dir)

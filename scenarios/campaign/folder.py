@@ -1,9 +1,8 @@
-"""The output folder of a hunt (DESIGN.md section 9): written aside, then put in place file by file, so never half-written."""
+"""The files of a hunt (DESIGN.md section 9)."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from scenarios.campaign.case import Opened
 from scenarios.campaign.result import HuntResult
 from scenarios.columns import mail
 from scenarios.errors import ScenarioError
+from scenarios.staging import put_in_place, write_text
 
 
 def write(opened: Opened, result: HuntResult, out_dir: Path) -> None:
@@ -23,14 +23,14 @@ def write(opened: Opened, result: HuntResult, out_dir: Path) -> None:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".tdsim-", dir=out_dir.parent) as folder:
             staging = Path(folder)
-            _write_text(staging / "summary.json", json.dumps(result.summary(), indent=1) + "\n")
-            _write_text(staging / "schedule.txt", schedules(result.findings))
+            write_text(staging / "summary.json", json.dumps(result.summary(), indent=1) + "\n")
+            write_text(staging / "schedule.txt", schedules(result.findings))
             (staging / "findings").mkdir()
             for finding in result.findings:
                 stem = staging / "findings" / finding["fingerprint"]
                 write_finding(stem.with_suffix(".json"), finding)
-                _write_text(stem.with_suffix(".txt"), mail(opened, finding))
-            _put_in_place(staging, out_dir)
+                write_text(stem.with_suffix(".txt"), mail(opened, finding))
+            put_in_place(staging, out_dir)
     except OSError as exc:
         raise _unwritable(exc, out_dir) from exc
 
@@ -38,20 +38,8 @@ def write(opened: Opened, result: HuntResult, out_dir: Path) -> None:
 def write_finding(path: Path, finding: dict[str, Any]) -> None:
     """A finding's own file, by rename."""
     aside = path.with_name(f".{path.name}.part")
-    _write_text(aside, json.dumps(finding, indent=1) + "\n")
+    write_text(aside, json.dumps(finding, indent=1) + "\n")
     aside.replace(path)
-
-
-def refuse_unwritable(out_dir: Path) -> None:
-    """See that the folder can be written before hours are spent on what goes there.
-
-    Raises: ScenarioError: it cannot.
-    """
-    place = out_dir
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise ScenarioError("output folder is not writable", str(place), remedy="choose another --out")
 
 
 def schedules(findings: list[dict[str, Any]]) -> str:
@@ -68,17 +56,3 @@ def _unwritable(exc: OSError, out_dir: Path) -> ScenarioError:
     return ScenarioError(
         f"cannot write: {exc.strerror}", str(exc.filename or out_dir), remedy="choose another --out"
     )
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _put_in_place(staging: Path, out_dir: Path) -> None:
-    (out_dir / "findings").mkdir(parents=True, exist_ok=True)
-    old = [*out_dir.glob("latency.*"), *out_dir.glob("events.jsonl"), *(out_dir / "findings").glob("*.*")]
-    for path in old:
-        path.unlink()
-    for path in sorted(staging.rglob("*")):
-        if path.is_file():
-            path.replace(out_dir / path.relative_to(staging))

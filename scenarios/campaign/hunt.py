@@ -27,6 +27,7 @@ from scenarios.campaign.result import HuntResult, merge
 from scenarios.campaign.shares import Cut, Limit, ShareResult, Tick, cut_of, is_whole, run_here, settled
 from scenarios.errors import ScenarioError
 from scenarios.loading import load_all, resolve
+from scenarios.staging import refuse_unwritable
 
 if TYPE_CHECKING:
     from scenarios.schema import Scenario
@@ -101,7 +102,7 @@ def hunt_scenario(
     began_s = monotonic()
     chosen = choose_strategy(scenario, strategy)
     if out_dir is not None:
-        folder.refuse_unwritable(out_dir)
+        refuse_unwritable(out_dir)
     case = case_of(scenario, patches, strategy=chosen, window_ns=scenario.hunt.window)
     budget = _budget(scenario, chosen, executions, time_limit_s)
     limit = Limit(scenario.hunt.time_limit_s if time_limit_s is None else time_limit_s)

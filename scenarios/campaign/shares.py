@@ -126,8 +126,8 @@ class Cut:
 class ShareResult:
     """What a share came to: `sim`'s report, and what only this layer looks at.
 
-    `built` is the part of `counters` that building the worlds took. `first` tells in which of its executions, from 1, each finding came up first; `ids` are the steps of the reference that
-    its `traced` executions took.
+    `built` is the part of `counters` that building the worlds took. `first` tells in which of its executions, from 1, each
+    finding came up first; `ids` are the steps of the reference that its `traced` executions took.
     """
 
     index: int

@@ -19,6 +19,8 @@ def step_ids(file: str) -> dict[int, tuple[str, ...]]:
     """Line to ids, for every line of each statement that carries some; empty if the file cannot be read."""
     try:
         source = Path(file).read_text(encoding="utf-8")
+        if not _COMMENT.search(source):
+            return {}  # most files: spare them the parser
         tree = ast.parse(source)
     except (OSError, SyntaxError, ValueError):
         return {}

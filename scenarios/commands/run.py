@@ -84,12 +84,13 @@ def command(
 ) -> None:
     """Run SCENARIO, a file or a name of the library, and print its latencies, counters and findings."""
     from scenarios.loading import load_all, resolve
+    from scenarios.staging import refuse_unwritable
 
     files = patch_files(patches)
     scenarios = load_all(resolve(scenario_name), overrides(settings, seed, design))
     folders = [output_folder(scenario, out, several=len(scenarios) > 1) for scenario in scenarios]
     for folder in folders:
-        _refuse_unwritable(folder)
+        refuse_unwritable(folder)
     results = [
         _run_one(scenario, folder, events, (*scenario.patch_files, *files))
         for scenario, folder in zip(scenarios, folders, strict=True)
@@ -250,14 +251,3 @@ def _run_one(scenario: Scenario, folder: Path, events: str, patches: tuple[Path,
             f"cannot write: {exc.strerror}", str(exc.filename), remedy="choose another --out"
         ) from exc
     return result
-
-
-def _refuse_unwritable(folder: Path) -> None:
-    """Say before the run, not after it, that its files cannot be written."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise ScenarioError("is not a folder", str(place), remedy="choose another --out")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ScenarioError("output folder is not writable", str(place), remedy="choose another --out")

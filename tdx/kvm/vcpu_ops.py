@@ -178,10 +178,9 @@ class TdxOps(VmOps):
                 break
             slots = yield kvm.memslots.load()
             slot = slots.find(gfn_of(gpa))
-            if slot is not None and slot.invalid:
-                yield from await_retry(kvm, vcpu)
-                break
             yield from await_retry(kvm, vcpu)
+            if slot is not None and slot.invalid:
+                break
         if outcome is Errno.EIO:
             vcpu.shut_down = True
         return self.resolve(vcpu, guest_exit, outcome, private=private)

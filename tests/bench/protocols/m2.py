@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.bench.protocols.guests import Guests
 from tests.bench.protocols.words import (
     BLOCKED,
     FROZEN,
@@ -31,12 +32,11 @@ BIG = 1 << PAGES
 """The TLB's bit for the 2M translation; bit c is child c's."""
 
 
-class Split:
+class Split(Guests):
     """The words of M2, and who does what to them."""
 
     def __init__(self, k: Kernel, n: int, accesses: int, bug: int, chk: int) -> None:
-        self.k = k
-        self.n = n
+        super().__init__(k, n)
         self.accesses = accesses
         self.bug = bug
         self.chk = chk
@@ -44,37 +44,12 @@ class Split:
         self.child = [k.cell(f"child{c}", NONE) for c in range(PAGES)]
         self.sept = k.cell("sept", LEAF)
         self.sept_child = [k.cell(f"sept_child{c}", NONE) for c in range(PAGES)]
-        self.epoch = k.cell("epoch", 0)
         self.blocked_at = k.cell("blocked_at", 0)
-        self.in_guest = [k.cell(f"in_guest{v}", False) for v in range(n)]
-        self.entered_at = [k.cell(f"entered_at{v}", 0) for v in range(n)]
-        self.tlb = [k.cell(f"tlb{v}", 0) for v in range(n)]
-        self.ipi = [k.cell(f"ipi{v}", False) for v in range(n)]
         self.lock = k.rwlock("mmu_lock")
         self.tracking = [*self.in_guest, *self.entered_at, self.blocked_at] if self.chk else []
         """The words by which the module knows whether a range is tracked."""
 
     # What the hardware and the module do in one step.
-
-    def enter(self, v: int) -> Atomic:
-        def step() -> None:
-            self.in_guest[v].v = True
-            if self.entered_at[v].v != self.epoch.v:
-                self.tlb[v].v = 0
-                self.entered_at[v].v = self.epoch.v
-
-        return Atomic(
-            f"enter v{v}",
-            step,
-            reads=[self.epoch],
-            writes=[self.in_guest[v], self.tlb[v], self.entered_at[v]],
-        )
-
-    def leave(self, v: int) -> Atomic:
-        def step() -> None:
-            self.in_guest[v].v = self.ipi[v].v = False
-
-        return Atomic(f"leave v{v}", step, writes=[self.in_guest[v], self.ipi[v]])
 
     def access(self, v: int, c: int) -> Atomic:
         """An instruction: what it meets, an IPI (which makes the vCPU leave), a hit, or what the walk ends in."""
@@ -116,9 +91,7 @@ class Split:
         return Atomic("TDH.MEM.RANGE.BLOCK", step, reads=[self.epoch], writes=[entry, self.blocked_at])
 
     def require_tracked(self, leaf: str) -> None:
-        if self.chk and any(
-            self.in_guest[v].v and self.entered_at[v].v <= self.blocked_at.v for v in range(self.n)
-        ):
+        if self.chk and self.untracked(self.blocked_at.v):
             self.k.find("kvm-bug", f"{leaf}: TDX_TLB_TRACKING_NOT_DONE")
 
     def demote(self) -> Atomic:
@@ -175,22 +148,6 @@ class Split:
         for turn in range(self.accesses):
             yield from self.touch(v, (v + turn) % PAGES)
             yield self.leave(v)
-
-    def kick(self) -> Steps[None]:
-        """IPI whoever is in the guest, and wait until they left."""
-        for v in range(self.n):
-
-            def step(v: int = v) -> None:
-                if self.in_guest[v].v:
-                    self.ipi[v].v = True
-
-            yield Atomic(f"kick v{v}", step, reads=[self.in_guest[v]], writes=[self.ipi[v]])
-        for v in range(self.n):
-            yield self.ipi[v].wait_until(lambda sent: not sent)
-
-    def shootdown(self) -> Steps[None]:
-        yield self.epoch.fetch_add(1)
-        yield from self.kick()
 
     def split(self) -> Steps[None]:
         yield self.lock.read_lock()

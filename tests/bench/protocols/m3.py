@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.bench.protocols.guests import Guests
 from tests.bench.protocols.words import (
     BLOCKED,
     FROZEN,
@@ -33,12 +34,11 @@ BIG = 1 << CHILDREN
 """The TLB's bit for the 2M translation; bit c is child c's."""
 
 
-class Merge:
+class Merge(Guests):
     """The words of M3, and who does what to them."""
 
     def __init__(self, k: Kernel, n: int, accesses: int, bug: int, chk: int) -> None:
-        self.k = k
-        self.n = n
+        super().__init__(k, n)
         self.accesses = accesses
         self.bug = bug
         self.chk = chk
@@ -47,38 +47,13 @@ class Merge:
         self.sept = k.cell("sept", TABLE)
         self.sept_child = [k.cell(f"sept_child{c}", NONE if c == LAST else MAPPED) for c in range(CHILDREN)]
         self.converted = k.cell("converted", False)
-        self.epoch = k.cell("epoch", 0)
         self.merge_blocked_at = k.cell("merge_blocked_at", 0)
         self.convert_blocked_at = k.cell("convert_blocked_at", 0)
-        self.in_guest = [k.cell(f"in_guest{v}", False) for v in range(n)]
-        self.entered_at = [k.cell(f"entered_at{v}", 0) for v in range(n)]
-        self.tlb = [k.cell(f"tlb{v}", 0) for v in range(n)]
-        self.ipi = [k.cell(f"ipi{v}", False) for v in range(n)]
         self.lock = k.rwlock("mmu_lock")
         self.tracking = [*self.in_guest, *self.entered_at]
         """The words by which the module knows whether a range is tracked."""
 
     # What the hardware and the module do in one step.
-
-    def enter(self, v: int) -> Atomic:
-        def step() -> None:
-            self.in_guest[v].v = True
-            if self.entered_at[v].v != self.epoch.v:
-                self.tlb[v].v = 0
-                self.entered_at[v].v = self.epoch.v
-
-        return Atomic(
-            f"enter v{v}",
-            step,
-            reads=[self.epoch],
-            writes=[self.in_guest[v], self.tlb[v], self.entered_at[v]],
-        )
-
-    def leave(self, v: int) -> Atomic:
-        def step() -> None:
-            self.in_guest[v].v = self.ipi[v].v = False
-
-        return Atomic(f"leave v{v}", step, writes=[self.in_guest[v], self.ipi[v]])
 
     def reaches_removed_page(self, c: int) -> bool:
         return c == 0 and self.sept.v == LEAF and self.converted.v
@@ -126,7 +101,7 @@ class Merge:
         return Atomic("TDH.MEM.PAGE.AUG", step, reads=[self.sept], writes=[self.sept_child[c]])
 
     def require_tracked(self, leaf: str, blocked_at: Cell[int]) -> None:
-        if any(self.in_guest[v].v and self.entered_at[v].v <= blocked_at.v for v in range(self.n)):
+        if self.untracked(blocked_at.v):
             self.k.find("kvm-bug", f"{leaf}: TDX_TLB_TRACKING_NOT_DONE")
 
     def block_range(self) -> Atomic:
@@ -212,19 +187,6 @@ class Merge:
         for turn in range(self.accesses):
             yield from self.touch(v, (LAST + v + turn) % CHILDREN)
             yield self.leave(v)
-
-    def shootdown(self) -> Steps[None]:
-        """Advance the epoch, IPI whoever is in the guest, and wait until they left."""
-        yield self.epoch.fetch_add(1)
-        for v in range(self.n):
-
-            def step(v: int = v) -> None:
-                if self.in_guest[v].v:
-                    self.ipi[v].v = True
-
-            yield Atomic(f"kick v{v}", step, reads=[self.in_guest[v]], writes=[self.ipi[v]])
-        for v in range(self.n):
-            yield self.ipi[v].wait_until(lambda sent: not sent)
 
     def complete(self) -> Steps[bool]:
         for c in range(CHILDREN):
