@@ -82,7 +82,7 @@ def command(
     to = None
     if shrinking:
         to = out or file.with_name(f"{file.stem.removesuffix('.shrunk')}.shrunk.json")
-        if to.parent.is_dir() and not os.access(to.parent, os.W_OK):
+        if not to.parent.is_dir() or not os.access(to.parent, os.W_OK):  # before the work, not after it
             raise ScenarioError("cannot be written", str(to), remedy="choose another --out")
         case, told = _shrink(case, told, to, executions, quiet=quiet or as_json)
     with case.opened() as opened:

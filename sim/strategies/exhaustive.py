@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from sim.coverage import order_of_conflicts
-from sim.kernel import INFINITY, Kernel, StopExecution
+from sim.explore import fill
+from sim.kernel import INFINITY, Kernel
 from sim.strategies.dpor import Dpor
 from sim.strategies.random import Random
 from sim.strategies.states import States
@@ -151,13 +152,9 @@ class Exhaustive:
                 break
             kernel = Kernel(self._seed, window_ns=INFINITY)
             draw.begin(kernel, execution)
-            try:
-                self._world(kernel)
-            except StopExecution:
-                kernel.close()
-                continue
-            kernel.execute(draw.pick)
-            classes[order_of_conflicts(kernel.picks, kernel.accesses)] += 1
+            if fill(kernel, self._world, races=False):
+                kernel.execute(draw.pick)
+                classes[order_of_conflicts(kernel.picks, kernel.accesses)] += 1
         return classes
 
 

@@ -133,3 +133,17 @@ def test_a_finding_that_does_not_show_is_not_shrunk_and_told(found, tmp_path):
 
     assert result.exit_code == 2
     assert "without --shrink" in result.stderr
+
+
+def test_a_folder_that_is_not_there_is_told_before_the_work(found, tmp_path, monkeypatch):
+    """One message, and not a single execution."""
+    monkeypatch.setattr("scenarios.replay.make_smaller", None)
+    file = tmp_path / "finding.json"
+    file.write_text(json.dumps(found), encoding="utf-8")
+
+    result = CliRunner().invoke(
+        tdsim, ["replay", str(file), "--shrink", "--out", str(tmp_path / "no" / "x.json")]
+    )
+
+    assert result.exit_code == 2
+    assert "cannot be written; choose another --out" in result.stderr
