@@ -53,18 +53,22 @@ class TlbLedger:
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.promises: list[Promise] = []
+        self._promises: dict[tuple[str, int, int], Promise] = {}
+        """By range, the latest last: an older promise of the same range says nothing more."""
 
     def promise(self, space: str, start: int, end: int, what: str, place: str) -> None:
         """From this step on no older translation of the range may serve an access. Never yields."""
         kernel = self.kernel
         note(PROMISES, UPDATE)
-        self.promises.append(Promise(space, start, end, what, kernel.steps, kernel.current.name, place))
+        self._promises.pop((space, start, end), None)
+        self._promises[space, start, end] = Promise(
+            space, start, end, what, kernel.steps, kernel.current.name, place
+        )
 
     def judge(self, who: object, space: str, gfn: int, translation: Translation) -> None:
         """`who` has just reached the content of `gfn` by `translation`: a finding if that was promised away before."""
         note(PROMISES, READ)
-        for promise in reversed(self.promises):
+        for promise in reversed(self._promises.values()):
             if promise.step <= translation.filled:
                 return
             if promise.space == space and promise.start <= gfn < promise.end:

@@ -59,6 +59,17 @@ def test_an_access_is_accused_exactly_if_a_younger_promise_covers_it(history):
         assert [finding.kind for finding in kernel.findings] == ["stale-tlb"] * broken
 
 
+def test_a_range_that_is_promised_again_and_again_is_kept_once():
+    """A long run promises the same ranges: memory and the time of an access do not grow with it."""
+    kernel = a_kernel()
+    ledger = TlbLedger(kernel)
+    for step in range(100):
+        kernel.steps = step
+        ledger.promise("ept", step % 2, 8, "a zap", "here")
+
+    assert [promise.step for promise in ledger._promises.values()] == [98, 99]
+
+
 def test_the_finding_says_where_the_promise_was_made_and_when_the_entry_was_filled():
     """What a reader needs to look at both sides."""
     kernel = a_kernel()
