@@ -201,7 +201,12 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         worker = cls(process)
-        await worker._send(case.as_json())
+        try:
+            await worker._send(case.as_json())
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await worker.end()
+            raise
         return worker
 
     async def ask(self, order: dict[str, Any]) -> dict[str, Any] | None:

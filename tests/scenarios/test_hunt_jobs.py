@@ -104,7 +104,7 @@ def test_stopping_at_the_first_finding_is_the_same_for_any_number_of_jobs(tmp_pa
 
 def test_a_share_that_kills_every_worker_is_told(tmp_path):
     """And does not go on for ever."""
-    patch, mark = marking(tmp_path, "mark.unlink(); os.kill(os.getpid(), signal.SIGKILL)")
+    patch, mark = marking(tmp_path, "mark.unlink(missing_ok=True); os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(CampaignFailure, match="killed 3 workers"):
         hunt(tiny(tmp_path), patches=[patch], strategy="pos", executions=128, jobs=2)
     assert not mark.exists()
