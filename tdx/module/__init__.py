@@ -12,14 +12,15 @@ TLBs: a translation is cached where the guest runs; a `LogicalProcessor` has a h
 effect on contents: WBINVD and CACHE.WB take their locks and time, nothing else. The single-step defence and the #VE that
 NOTIFY_ENABLES asks for: nobody measures them yet. Entropy and key generation fail by injection only.
 
-Where one access stands for several: a PAMT walk with its parents' locks; a lock attempt with its host-priority bit; an entry's
-lock with reading it again; sampling the epoch with being counted in it. Each says at its place why nobody can tell, or what is
-lost. Fields guarded by a lock held exclusive need no access of their own.
+Where one access stands for several: a lock attempt with its host-priority bit; sampling the epoch with being counted in it; the
+zeroing of many pages by ACCEPT and the locking of many children by PROMOTE, both by a number that the embedding chooses. Each
+says at its place why nobody can tell, or what is lost. Fields guarded by a lock held exclusive need no access of their own.
 
 Sources. The public source of module 1.5.01; our reading of it in the reference, whose section numbers the docstrings cite.
 Who may import whom: this package imports `sim` and `vcpu.addresses` only. It never learns who its host is.
 """
 
+from tdx.module.dispatch import Registers, dispatch
 from tdx.module.ept_violation import private_ept_violation
 from tdx.module.exits import (
     AcceptResult,
@@ -55,18 +56,24 @@ from tdx.module.leaves.tdh_vp_create import tdh_vp_create
 from tdx.module.leaves.tdh_vp_enter import tdh_vp_enter
 from tdx.module.leaves.tdh_vp_flush import tdh_vp_flush
 from tdx.module.leaves.tdh_vp_init import tdh_vp_init
-from tdx.module.module import Quirks, Td, TdxModule
+from tdx.module.module import TdxModule
 from tdx.module.objects import SEPT_VE_DISABLE, TDCX_PAGES, TDVPS_PAGES, LogicalProcessor, Tdvps
+from tdx.module.operands import Td
 from tdx.module.pamt import PageType
+from tdx.module.profile import PROFILES, TDX_1_5_01, Profile, profile_named
+from tdx.module.seamcall import LEAVES
 from tdx.module.sept_states import OpState
 from tdx.module.septe import Septe, SeptState
 from tdx.module.status import Operand, SeamcallReturn, Status
 from tdx.module.walk import hardware_walk
 
 __all__ = [
+    "LEAVES",
+    "PROFILES",
     "SEPT_VE_DISABLE",
     "TDCX_PAGES",
     "TDVPS_PAGES",
+    "TDX_1_5_01",
     "AcceptResult",
     "Access",
     "ExitReason",
@@ -75,7 +82,8 @@ __all__ = [
     "OpState",
     "Operand",
     "PageType",
-    "Quirks",
+    "Profile",
+    "Registers",
     "SeamcallReturn",
     "SeptState",
     "Septe",
@@ -85,8 +93,10 @@ __all__ = [
     "Tdvps",
     "TdxModule",
     "VirtualizationException",
+    "dispatch",
     "hardware_walk",
     "private_ept_violation",
+    "profile_named",
     "tdg_mem_page_accept",
     "tdg_vp_veinfo_get",
     "tdg_vp_vmcall",

@@ -13,8 +13,9 @@ from tdx.module.walk import secure_ept_walk
 from vcpu.addresses import Gpa, gfn_of
 
 if TYPE_CHECKING:
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
     from tdx.module.objects import Tdvps
+    from tdx.module.operands import Td
 
 
 def private_ept_violation(

@@ -18,7 +18,8 @@ from tdx.module.sharex import HP_EXCLUSIVE
 from vcpu.addresses import PG_LEVEL_4K, PgLevel
 
 if TYPE_CHECKING:
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 Verdict = bool | Broken
 Translations = Callable[[], "Iterable[tuple[Td, int, PgLevel]]"]

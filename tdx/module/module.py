@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sim import Cell, Kernel
 from sim.access import Update, WriteOnce
+from tdx.module.memory import Memory
 from tdx.module.objects import Hkid, Kot, Tdcs, Tdr, Tdvps
+from tdx.module.operands import Td
 from tdx.module.pamt import PageType, Pamt
+from tdx.module.profile import TDX_1_5_01, Profile
 from tdx.module.sept import SeptPage
 from tdx.module.septe import PS, RWX, TDEL, TDHP, Septe, SeptState
 from tdx.module.sharex import Sharex
@@ -20,22 +22,6 @@ if TYPE_CHECKING:
     from sim.access import Access
 
 Inject = Callable[[str, str], "Status | None"]
-
-
-@dataclass(frozen=True, slots=True)
-class Td:
-    """How a host names a TD: the frame of its TDR. It is only a number; the module checks what it finds there."""
-
-    tdr_pfn: Pfn
-    name: str = "td"
-
-
-@dataclass(frozen=True, slots=True)
-class Quirks:
-    """Behaviour of 1.5.01 that later modules changed; True is 1.5.01 (reference section 14, rows 1 and 2)."""
-
-    accept_samples_leaf_before_lock: bool = True
-    writes_drop_tdhp: bool = True
 
 
 def _nothing(*_args: object) -> None:
@@ -52,6 +38,9 @@ class TdxModule:
         zero_step: whether the zero-step defence is on.
         accept_step_pages: how many 4K pages a 2M ACCEPT zeroes between two interrupt tests; the real module tests after
             each one, which costs 512 steps.
+        promote_step_children: how many children PROMOTE locks, and then compares, in one access; the real module takes one
+            after the other, which costs 1024 steps.
+        profile: which release.
     """
 
     def __init__(
@@ -63,14 +52,17 @@ class TdxModule:
         hkids: Sequence[int] = tuple(range(32, 64)),
         zero_step: bool = True,
         accept_step_pages: int = 32,
-        quirks: Quirks = Quirks(),
+        promote_step_children: int = 32,
+        profile: Profile = TDX_1_5_01,
     ) -> None:
         self.kernel = kernel
         self.packages = packages
         self.zero_step = zero_step
         self.accept_step_pages = accept_step_pages
-        self.quirks = quirks
+        self.promote_step_children = promote_step_children
+        self.profile = profile
         self.pamt = Pamt(tdmr)
+        self.memory = Memory()
         self.kot = Kot({hkid: Hkid() for hkid in hkids})
         self.sept_pages: dict[int, SeptPage] = {}
         self.state: Cell[str] = Cell("module.state", "READY")
@@ -98,11 +90,15 @@ class TdxModule:
 
     # What leaves use.
 
-    def write_entry(self, septe: Cell[int], entry: int) -> Access:
-        """Write a whole entry that the caller has locked; the lock stays. TDHP set meanwhile is lost, as in 1.5.01."""
-        if self.quirks.writes_drop_tdhp:
-            return WriteOnce(septe, entry | TDEL)
-        return Update(septe, lambda old: entry | TDEL | old & TDHP, "write entry")
+    def write_entry(self, septe: Cell[int], entry: int, *, unlock: bool = False) -> Access:
+        """Write a whole entry that the caller has locked; the lock stays, or goes in the same access.
+
+        TDHP set meanwhile is lost in releases that write the word blindly.
+        """
+        word = entry & ~TDEL if unlock else entry | TDEL
+        if self.profile.writes_drop_tdhp:
+            return WriteOnce(septe, word)
+        return Update(septe, lambda old: word | old & TDHP, "write entry")
 
     def tdr(self, td: Td) -> Tdr:
         """The TDR of a TD that exists. For the guest's side and observers: the host's calls look it up under locks."""

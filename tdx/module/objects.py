@@ -31,6 +31,10 @@ HP_LOCK_TIMEOUT_NS = 1_000_000_000
 ZERO_STEP_THRESHOLD = 6
 """So many EPT violations at one instruction are free; the next one starts the list."""
 ZERO_STEP_LIST_MAX = 32
+DEBUG = 1 << 0
+"""TD attribute: the host may read and write private memory and secrets."""
+MIGRATABLE = 1 << 29
+"""TD attribute: the TD may be exported."""
 SEPT_VE_DISABLE = 1 << 28
 """TD attribute: a pending page is an exit, not a #VE. Linux guests want it set."""
 NOT_ASSOCIATED = -1
@@ -52,6 +56,7 @@ class VcpuState(IntEnum):
     READY = 2
     ACTIVE = 4
     DISABLED = 8
+    IMPORT = 16
 
 
 class HkidState(Enum):
@@ -141,6 +146,15 @@ class Tdcs:
         self.num_assoc_vcpus: Cell[int] = Cell(f"{name}.num_assoc_vcpus", 0)
         self.hp_lock_timeout_ns = HP_LOCK_TIMEOUT_NS
         self.measurement = sha384()
+        self.config_flags = 0
+        self.td_ctls = 0
+        self.notify_enables = 0
+        self.num_l2_vms = 0
+
+    @property
+    def is_debug(self) -> bool:
+        """Whether the host may look inside (ATTRIBUTES.DEBUG)."""
+        return self.attributes & DEBUG != 0
 
     @property
     def root(self) -> SeptPage:
@@ -209,11 +223,16 @@ def _no_flush(td_key: Pfn) -> None:  # noqa: ARG001 - an LP without a TLB
     return None
 
 
+def _nothing_pending() -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class LogicalProcessor:
     """One logical processor as the module sees it.
 
-    `flush_tlb(td_key)` drops what the LP has cached for the TD with that TDR frame; the embedding that models a TLB gives
+    `interrupt_pending()` is what the module samples in long calls: INTR (unless the host has interrupts off), NMI, SMI and their
+    like. `flush_tlb(td_key)` drops what the LP has cached for the TD with that TDR frame; the embedding that models a TLB gives
     it. Nothing else in the module touches a TLB.
     """
 
@@ -221,6 +240,7 @@ class LogicalProcessor:
     package: int = 0
     flush_tlb: Callable[[Pfn], None] = _no_flush
     last_tdvpr: Pfn | None = None
+    interrupt_pending: Callable[[], bool] = _nothing_pending
 
 
 class Hkid:

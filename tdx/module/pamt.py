@@ -6,15 +6,13 @@ Three arrays (1G, 2M, 4K), filled on demand; an entry that was never looked at i
 Type and owner are read and written only by whoever holds the entry's lock, so they need no access of their own: they ride
 on the access that takes or drops the lock. BEPOCH is written by RANGE.BLOCK without any lock and is a cell.
 
-A walk to an explicit page operand locks the covering 1G and 2M entries shared and then the leaf. Here the whole walk is one
-access, and so is the unwalk: another thread sees all of its locks or none. That hides one thing, two walks that make each
-other fail in the middle, and saves four steps in every call.
+A walk to an explicit page operand locks the covering 1G and 2M entries shared and then the leaf (`locks.Held.page`).
 Source: TDX module 1.5.01, pamt_manager.c; reference 2 and 2.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -23,15 +21,7 @@ from sim.access import Access
 from sim.dependence import READ, UPDATE, WRITE, Touch, note
 from sim.thread import Thread
 from tdx.module.sharex import (
-    HP,
-    HP_EXCLUSIVE,
     SharexHp,
-    hp_add_reader,
-    hp_drop_reader,
-    hp_free,
-    hp_shareable,
-    hp_take,
-    hp_wipe,
 )
 from tdx.module.status import Operand, Refused, Status
 from vcpu.addresses import LEVELS, PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Pfn, PgLevel
@@ -119,6 +109,11 @@ class Pamt:
         note(entry.owned, READ)
         return entry
 
+    def kind_of(self, entry: PamtEntry) -> PageType:
+        """The entry's type, for who holds its lock."""
+        note(entry.owned, READ)
+        return entry.kind
+
     def check(self, pfn: int, level: PgLevel, operand: Operand) -> None:
         """Refuse an operand that cannot be a page of that size: alignment and address bits first, then the TDMRs."""
         if not 0 <= pfn < MAX_PFN or pfn & (level.pages - 1):
@@ -145,82 +140,6 @@ class Pamt:
             entry is not None and entry.kind is not PageType.PT_NDA
             for entry in map(array.get, range(first, first + 512))
         )
-
-
-class PamtWalk(Access):
-    """Walk to a page and lock it; the thread gets its entry, or None if a lock on the way was taken.
-
-    `target` is the lock of the entry asked for; the parents' locks change in the same access. A walk ends early at a REG
-    entry of a larger size.
-    """
-
-    __slots__ = ("_exclusive", "_level", "_lost", "_pamt", "_pfn", "_taken")
-    verb = "walk pamt"
-    reads = writes = acquires = True
-
-    def __init__(self, pamt: Pamt, pfn: Pfn, level: PgLevel, *, exclusive: bool) -> None:
-        self.target = pamt.entry(pfn, level).lock
-        self._pamt = pamt
-        self._pfn = pfn
-        self._level = level
-        self._exclusive = exclusive
-        self._taken: list[tuple[SharexHp, bool]] = []
-
-    def perform(self, thread: Thread) -> PamtEntry | None:
-        level = 3
-        while True:
-            entry = self._pamt.entry(self._pfn, level)
-            lock = entry.lock
-            note(entry.owned, READ)
-            last = level == self._level or entry.kind is PageType.PT_REG
-            word = lock.v
-            exclusive = last and self._exclusive
-            note(lock.name, WRITE if exclusive else UPDATE)
-            lost = word & ~HP if exclusive else word & HP_EXCLUSIVE
-            lock.v = hp_take(word) if exclusive else hp_add_reader(word)
-            if lost:
-                self._lost = lock, hp_free if exclusive else hp_shareable
-                self._undo()
-                return None
-            self._taken.append((lock, exclusive))
-            if last:
-                return entry
-            level -= 1
-
-    def touches(self) -> tuple[Touch, ...]:
-        return ()  # which locks it comes to, and in which mode, is known only on the way: all noted
-
-    def _undo(self) -> None:
-        for lock, exclusive in self._taken:
-            note(lock.name, WRITE if exclusive else UPDATE)
-            lock.v = hp_wipe(lock.v) if exclusive else hp_drop_reader(lock.v)
-            lock.notify()
-
-    def lost(self) -> tuple[SharexHp, Callable[[int], bool]]:
-        """Of a walk that failed: the lock that was taken, and when it is free."""
-        return self._lost
-
-    def unwalk(self) -> PamtUnwalk:
-        """The access that lets go of what the walk took."""
-        return PamtUnwalk(self)
-
-
-class PamtUnwalk(Access):
-    """Let go of a walk's locks."""
-
-    __slots__ = ("_walk",)
-    verb = "unwalk pamt"
-    reads = writes = releases = True
-
-    def __init__(self, walk: PamtWalk) -> None:
-        self.target = walk.target
-        self._walk = walk
-
-    def perform(self, thread: Thread) -> None:
-        self._walk._undo()
-
-    def touches(self) -> tuple[Touch, ...]:
-        return ()  # noted, lock by lock
 
 
 class PamtScan(Access):

@@ -10,27 +10,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+from inspect import signature
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec
 
 from sim import Steps
 from tdx.module.events import SeamcallEntered, SeamcallReturned
 from tdx.module.locks import Held
-from tdx.module.module import Td
 from tdx.module.objects import TDCX_PAGES, Lifecycle, Tdcs, Tdr, Tdvps
+from tdx.module.operands import check_operands, encode
 from tdx.module.pamt import PageType, PamtEntry
 from tdx.module.sept_states import ALLOWED_OP_STATES
 from tdx.module.status import Operand, Refused, SeamcallReturn, Status, require
-from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_4K, Pfn
+from vcpu.addresses import PG_LEVEL_4K, Pfn
 
 if TYPE_CHECKING:
     from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 P = ParamSpec("P")
 
 REFUSED_COST = "seamcall_null"
 
-LEAVES: dict[str, int] = {}
-"""Leaf numbers of the calls that are modelled, by name."""
+
+class Leaf(NamedTuple):
+    """What is known of a leaf beside its steps: how a register-level call finds its operands (`dispatch`)."""
+
+    name: str
+    number: int
+    inputs: dict[str, str]
+    """Register to what it carries, in `dispatch.DECODE`'s words."""
+    parameters: frozenset[str]
+    """Operands by name, those included that no register carries (`lp`, `guest`)."""
+    call: Callable[..., Steps[SeamcallReturn]]
+    """The call with operands as they come: a level may be a number that is none, an address unaligned."""
+
+
+LEAVES: dict[str, Leaf] = {}
+"""The host's calls that are modelled, by name."""
+BY_NUMBER: dict[int, Leaf] = {}
+"""And by leaf number."""
 
 
 def seamcall(
@@ -38,34 +56,34 @@ def seamcall(
     *,
     leaf: int,
     cost: str = "seamcall_null",
-    rcx: str = "",
-    rdx: str = "",
-    r8: str = "",
     timed: bool = True,
+    **inputs: str,
 ) -> Callable[
     [Callable[Concatenate[TdxModule, Held, P], Steps[SeamcallReturn]]],
     Callable[Concatenate[TdxModule, P], Steps[SeamcallReturn]],
 ]:
     """Make a leaf of a generator.
 
+    The public call takes operands that make sense and raises TypeError or ValueError at once for a level that is none, an
+    unaligned or negative address, or a page that is none; what the module answers to such operands is to be had from
+    `LEAVES[name].call` and, register by register, from `dispatch`.
+
     Args:
         cost: what it takes when it is not refused; "" if the leaf charges for itself.
         timed: whether its latency is kept; not for the call that a guest runs in.
-        rcx, rdx, r8: which operands these registers carry; `page_info` is gpa and level in one.
+        inputs: which operand each register carries, as `rcx="page_info"`: see `dispatch.DECODE`.
     """
-    LEAVES[name] = leaf
     counted = f"seamcall.{name}"
 
     def decorate(
         body: Callable[Concatenate[TdxModule, Held, P], Steps[SeamcallReturn]],
     ) -> Callable[Concatenate[TdxModule, P], Steps[SeamcallReturn]]:
-        @wraps(body)
-        def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
+        def as_it_comes(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
             kernel = module.kernel
             started_ns = kernel.now_ns
             kernel.count(counted)
             if kernel.events is not None:
-                registers = (_register(where, operands) for where in (rcx, rdx, r8))
+                registers = (encode(inputs.get(register, ""), operands) for register in ("rcx", "rdx", "r8"))
                 kernel.emit(SeamcallEntered(name, *registers))
             refusal = module.refusal(name)
             if refusal is not None:
@@ -78,14 +96,7 @@ def seamcall(
                 try:
                     result = yield from body(module, held, *args, **operands)
                 except Refused as refused:
-                    result = SeamcallReturn(
-                        refused.status,
-                        refused.operand,
-                        refused.rcx,
-                        refused.rdx,
-                        refused.r8,
-                        awaited=refused.awaited,
-                    )
+                    result = refused.returned()
                     held.cost = REFUSED_COST
                 if held.cost:
                     kernel.charge(held.cost)
@@ -99,22 +110,16 @@ def seamcall(
                 kernel.emit(SeamcallReturned(name, str(result), result.rcx, result.rdx))
             return result
 
+        @wraps(body)
+        def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
+            check_operands(name, operands)
+            return as_it_comes(module, *args, **operands)
+
+        parameters = frozenset(signature(body).parameters) - {"module", "held"}
+        LEAVES[name] = BY_NUMBER[leaf] = Leaf(name, leaf, inputs, parameters, as_it_comes)
         return call
 
     return decorate
-
-
-def _register(where: str, operands: dict[str, Any]) -> int:
-    if not where:
-        return 0
-    if where == "page_info":
-        return int(operands["gpa"]) | int(operands.get("level", PG_LEVEL_4K).tdx)
-    value = operands.get(where)
-    if isinstance(value, Td):
-        return value.tdr_pfn << PAGE_SHIFT
-    if where.endswith("pfn"):
-        return int(value or 0) << PAGE_SHIFT
-    return int(value or 0)
 
 
 def lock_tdr(held: Held, td: Td, operand: Operand, *, exclusive: bool) -> Steps[Tdr]:

@@ -67,6 +67,16 @@ def hp_free(word: int) -> bool:
     return not word & ~HP
 
 
+def hp_promote(word: int) -> int:
+    """A reader's attempt to become the only holder; it stays a reader if others read too."""
+    return HP_EXCLUSIVE if word & ~HP == HP_READER else word | HP
+
+
+def hp_single_reader(word: int) -> bool:
+    """Whether a reader's promotion would win."""
+    return word & ~HP == HP_READER
+
+
 def hp_wipe(word: int) -> int:
     """The exclusive holder leaves."""
     return word & HP
@@ -115,6 +125,10 @@ class SharexHp(Cell[int]):
     def try_exclusive(self) -> Update[int]:
         """Won if the old word is 0 but for HP."""
         return Update(self, hp_take, "try exclusive")
+
+    def try_promote(self) -> Update[int]:
+        """From shared to exclusive; won if the old word has one reader (and perhaps HP)."""
+        return Update(self, hp_promote, "promote")
 
     def release_shared(self) -> Update[int]:
         """One reader less."""

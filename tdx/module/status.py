@@ -222,7 +222,12 @@ class Operand(IntEnum):
     R9 = 9
     R10 = 10
     R11 = 11
+    R12 = 12
+    R13 = 13
     PAGE = 95
+    GPA_LIST_ENTRY = 97
+    MIG_BUFF_LIST_ENTRY = 98
+    NEW_PAGE_LIST_ENTRY = 99
     TDR = 128
     TDCX = 129
     TDVPR = 130
@@ -231,7 +236,9 @@ class Operand(IntEnum):
     SEPT_TREE = 146
     SEPT_ENTRY = 147
     TD_EPOCH = 169
+    MIGSC = 171
     OP_STATE = 172
+    MIG = 173
     KOT = 186
     KET = 187
     WBCACHE = 188
@@ -264,6 +271,10 @@ class Refused(Exception):
         self.r8 = r8
         self.awaited = awaited
 
+    def returned(self) -> SeamcallReturn:
+        """The registers that the caller sees."""
+        return SeamcallReturn(self.status, self.operand, self.rcx, self.rdx, self.r8, awaited=self.awaited)
+
 
 def require(condition: bool, status: Status, operand: int | None = None) -> None:
     """Refuse with `status` unless `condition`."""
@@ -286,6 +297,11 @@ class SeamcallReturn:
     r8: int = 0
     exit: TdExit | None = None
     awaited: Awaited | None = field(default=None, compare=False, repr=False)
+    r9: int = 0
+    r10: int = 0
+    r11: int = 0
+    r12: int = 0
+    r13: int = 0
 
     @property
     def rax(self) -> int:
@@ -314,5 +330,7 @@ class SeamcallReturn:
         return f"{self.status.name}|{operand}"
 
 
+NULL_PA = (1 << 64) - 1
+"""No page: what an optional page operand holds, and what comes back of one that is used up."""
 SUCCESS = SeamcallReturn(Status.TDX_SUCCESS)
 """Success with nothing to say."""

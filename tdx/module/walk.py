@@ -15,8 +15,9 @@ from vcpu.addresses import LEVELS, Gfn, Gpa, PgLevel, gfn_of
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
     from tdx.module.objects import Tdcs
+    from tdx.module.operands import Td
 
 
 class Walk:

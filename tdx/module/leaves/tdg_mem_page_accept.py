@@ -17,8 +17,9 @@ from tdx.module.walk import Walk, secure_ept_walk
 from vcpu.addresses import PG_LEVEL_2M, PG_LEVEL_4K, Gpa, Pfn, PgLevel, gfn_of
 
 if TYPE_CHECKING:
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
     from tdx.module.objects import Tdvps
+    from tdx.module.operands import Td
 
 LEAF = "TDG.MEM.PAGE.ACCEPT"
 
@@ -93,7 +94,7 @@ def _accept(
         return _returned(Status.TDX_OPERAND_BUSY_HOST_PRIORITY, Operand.RCX)
     seen_as_leaf = walk.entry.is_leaf
     walk.entry = entry = Septe(word)
-    if not module.quirks.accept_samples_leaf_before_lock:
+    if not module.profile.accept_samples_leaf_before_lock:
         seen_as_leaf = entry.is_leaf
     after = next_state(LEAF, entry.state)
     refusal = _refusal(walk, gpa, level, rip, seen_as_leaf=seen_as_leaf, acceptable=after is not None)

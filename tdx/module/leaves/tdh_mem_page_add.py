@@ -15,7 +15,8 @@ from vcpu.addresses import PG_LEVEL_4K, Gpa, Pfn, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.PAGE.ADD", leaf=2, cost="tdh_mem_page_add_4k", rcx="page_info", rdx="td", r8="pfn")

@@ -15,7 +15,8 @@ from vcpu.addresses import PG_LEVEL_2M, Gpa, Pfn, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.PAGE.AUG", leaf=6, cost="tdh_mem_page_aug_4k", rcx="page_info", rdx="td", r8="pfn")

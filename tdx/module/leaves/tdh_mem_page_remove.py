@@ -14,7 +14,8 @@ from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_1G, PG_LEVEL_2M, Gpa, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.PAGE.REMOVE", leaf=29, cost="tdh_mem_page_remove_4k", rcx="page_info", rdx="td")

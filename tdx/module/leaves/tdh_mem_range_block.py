@@ -13,7 +13,8 @@ from vcpu.addresses import PG_LEVEL_4K, Gpa, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.RANGE.BLOCK", leaf=7, cost="tdh_mem_range_block", rcx="page_info", rdx="td")

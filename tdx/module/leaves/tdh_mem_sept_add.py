@@ -16,7 +16,8 @@ from vcpu.addresses import LEVELS, PG_LEVEL_2M, Gpa, Pfn, PgLevel, align_down
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.SEPT.ADD", leaf=3, cost="tdh_mem_sept_add", rcx="page_info", rdx="td", r8="pfn")

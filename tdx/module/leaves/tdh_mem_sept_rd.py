@@ -12,7 +12,8 @@ from vcpu.addresses import Gpa, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.SEPT.RD", leaf=25, cost="tdh_mem_sept_rd", rcx="page_info", rdx="td")

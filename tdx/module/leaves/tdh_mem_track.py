@@ -11,7 +11,8 @@ from tdx.module.status import SUCCESS, Operand, SeamcallReturn, Status, require
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MEM.TRACK", leaf=38, cost="tdh_mem_track", rcx="td")

@@ -14,7 +14,8 @@ from vcpu.addresses import Pfn
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MNG.ADDCX", leaf=1, rcx="pfn", rdx="td")

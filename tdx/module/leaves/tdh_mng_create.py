@@ -12,7 +12,8 @@ from tdx.module.status import SUCCESS, Operand, SeamcallReturn, Status, require
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MNG.CREATE", leaf=9, rcx="td", rdx="hkid")

@@ -14,7 +14,8 @@ from vcpu.addresses import PG_LEVEL_256T, PG_LEVEL_512G
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MNG.INIT", leaf=21, rcx="td")

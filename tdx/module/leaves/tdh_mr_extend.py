@@ -14,7 +14,8 @@ from vcpu.addresses import Gpa, gfn_of
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.MR.EXTEND", leaf=16, cost="", rcx="gpa", rdx="td")

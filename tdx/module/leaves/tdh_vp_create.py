@@ -13,7 +13,8 @@ from vcpu.addresses import Pfn
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
-    from tdx.module.module import Td, TdxModule
+    from tdx.module.module import TdxModule
+    from tdx.module.operands import Td
 
 
 @seamcall("TDH.VP.CREATE", leaf=10, rcx="tdvpr_pfn", rdx="td")

@@ -1,5 +1,7 @@
 """The guest's side: ACCEPT, #VE or exit, zero-step, host priority."""
 
+from dataclasses import replace
+
 import pytest
 
 from sim import Kernel
@@ -8,7 +10,6 @@ from tdx.module import (
     Access,
     ExtendedType,
     Operand,
-    Quirks,
     SeptState,
     Status,
     TdExit,
@@ -23,6 +24,7 @@ from tdx.module import (
     tdh_mem_range_unblock,
     tdh_mem_track,
 )
+from tdx.module.profile import TDX_1_5_01
 from tdx.module.septe import TDEL, TDHP
 from tests.tdx.module.worlds import DATA, GFN, World, run
 from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Pfn, gpa_of
@@ -118,7 +120,7 @@ def test_accept_that_races_with_aug_sees_a_false_mismatch_in_1_5(quirk):
     """FREE at the walk, PENDING under the lock: quirk 1 of the reference, absent when it is switched off."""
     seen = set()
     for cut in range(1, 40):
-        world = World(Kernel(seed=1), quirks=Quirks(accept_samples_leaf_before_lock=quirk))
+        world = World(Kernel(seed=1), profile=replace(TDX_1_5_01, accept_samples_leaf_before_lock=quirk))
         kernel, results = world.kernel, []
 
         def guest(world=world, results=results):

@@ -25,10 +25,9 @@ from tdx.module import (
     tdh_vp_create,
     tdh_vp_flush,
 )
-from tdx.module.pamt import Pamt, PamtWalk
 from tdx.module.sept_states import OpState
 from tdx.module.septe import TDEL
-from tdx.module.sharex import HP, HP_EXCLUSIVE, Sharex, SharexHp
+from tdx.module.sharex import HP, HP_EXCLUSIVE, HP_READER, Sharex, SharexHp
 from tests.tdx.module.test_guest import septe_cell
 from tests.tdx.module.worlds import DATA, GFN, World, run
 from vcpu.addresses import PG_LEVEL_2M, PG_LEVEL_4K, Pfn, gpa_of
@@ -171,17 +170,35 @@ def test_host_priority_is_left_by_losers_and_taken_by_winners():
 
 def test_an_explicit_walk_meets_a_large_page_s_lock():
     """A 4K walk fails where somebody holds the 2M entry, drops what it took, and leaves priority there; implicit ones pass."""
-    pamt = Pamt([(0, 1 << 20)])
-    large = PamtWalk(pamt, Pfn(DATA), PG_LEVEL_2M, exclusive=True)
-    assert step(large) is pamt.entry(DATA, 2)
-    assert step(PamtWalk(pamt, Pfn(DATA + 3), PG_LEVEL_4K, exclusive=True)) is None
-    assert pamt.entry(DATA, 3).lock.v == 4
-    assert pamt.entry(DATA + 3, 1).lock.v == 0
-    assert step(pamt.entry(DATA + 3, 1).lock.try_exclusive()) == 0
-    step(large.unwalk())
-    assert (pamt.entry(DATA, 2).lock.v, pamt.entry(DATA, 3).lock.v) == (HP, 0)
-    assert step(PamtWalk(pamt, Pfn(DATA), PG_LEVEL_4K, exclusive=False)) is pamt.entry(DATA, 1)
-    assert pamt.entry(DATA, 2).lock.v == 4
+    world = World()
+    pamt = world.module.pamt
+    large, small = pamt.entry(DATA, 2).lock, pamt.entry(DATA + 3, 1).lock
+    held = pamt.entry(DATA, 3).lock.v
+
+    step(large.try_exclusive())
+    assert str(world.on(tdh_mem_page_aug, pfn=Pfn(DATA + 3))) == "TDX_OPERAND_BUSY|R8"
+    assert (pamt.entry(DATA, 3).lock.v, small.v) == (held, 0)
+    assert step(small.try_exclusive()) == 0
+    step(small.release_exclusive())
+    assert large.v == HP | 1 | HP_READER
+    step(large.release_exclusive())
+    assert large.v == HP
+    assert world.on(tdh_mem_page_aug, pfn=Pfn(DATA + 3)).ok
+    assert (large.v, small.v) == (0, 0)
+
+
+def test_a_large_page_s_walk_is_promoted_only_alone():
+    """AUG of 2M takes the 2M entry shared and then promotes it: another reader makes it busy, and is not disturbed."""
+    world = World()
+    large = world.module.pamt.entry(DATA, 2).lock
+
+    step(large.try_shared())
+    ret = world.on(tdh_mem_page_aug, GFN + 512, PG_LEVEL_2M, pfn=Pfn(DATA))
+    assert str(ret) == "TDX_OPERAND_BUSY|R8"
+    assert large.v == HP_READER | HP
+    step(large.release_shared())
+    assert world.on(tdh_mem_page_aug, GFN + 512, PG_LEVEL_2M, pfn=Pfn(DATA)).ok
+    assert large.v == 0
 
 
 def test_a_running_vcpu_keeps_its_td():

@@ -1,6 +1,7 @@
 """Searches: whatever the order, the module keeps its invariants; and an error planted in it is found."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import pytest
 import tdx.module
 from sim import explore
 from tdx.module import (
-    Quirks,
     SeptState,
     Status,
     tdg_mem_page_accept,
@@ -23,6 +23,7 @@ from tdx.module.invariants import INVARIANTS, cached_pages_are_owned
 from tdx.module.leaves import tdg_mem_page_accept as accept_file
 from tdx.module.leaves import tdh_mem_page_remove as remove_file
 from tdx.module.objects import Epoch
+from tdx.module.profile import TDX_1_5_01
 from tdx.module.septe import make
 from tests.tdx.module.worlds import DATA, GFN, World
 from vcpu.addresses import PG_LEVEL_4K, Pfn, gpa_of
@@ -163,7 +164,7 @@ def test_without_quirk_2_a_host_that_lost_to_accept_has_priority():
         left = set()
 
         def world_of(kernel, quirk=quirk, left=left):
-            world = World(kernel, quirks=Quirks(writes_drop_tdhp=quirk))
+            world = World(kernel, profile=replace(TDX_1_5_01, writes_drop_tdhp=quirk))
             world.aug()
 
             def blocker():
