@@ -25,7 +25,7 @@ from tdx.kvm.properties import watch
 from tdx.kvm.sept import TdxSept
 from tdx.kvm.state import KvmTdx
 from tdx.kvm.vcpu_ops import TdxOps
-from tdx.module import LogicalProcessor, Td, TdxModule
+from tdx.module import LogicalProcessor, Td, TdxModule, profile_named
 from vcpu.addresses import GfnRange, direct_bits, gfn_of
 from vcpu.guest import Guest
 from vcpu.memory import Memory
@@ -145,7 +145,12 @@ def _make_memory(world: World) -> None:
 def _make_td(world: World, pcpus: list[Pcpu]) -> None:
     kernel, kvm, scenario = world.kernel, world.kvm, world.scenario
     pages = scenario.machine.host_memory >> 12
-    module = TdxModule(kernel, tdmr=[(FIRST_PFN, FIRST_PFN + pages)], zero_step=scenario.td.zero_step)
+    module = TdxModule(
+        kernel,
+        tdmr=[(FIRST_PFN, FIRST_PFN + pages)],
+        zero_step=scenario.td.zero_step,
+        profile=profile_named(scenario.td.module),
+    )
     module.on_page_zeroed = partial(kvm.memory.zero, key=HKID)
     tdr = Td(kvm.host_memory.alloc(0, "tdr"))
 

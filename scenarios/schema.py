@@ -67,6 +67,12 @@ Bool: TypeAlias = Annotated[bool, Field(strict=True)]
 Text: TypeAlias = Annotated[str, Field(strict=True, max_length=2000)]
 Name: TypeAlias = Annotated[str, Field(strict=True, min_length=1, max_length=120)]
 Side: TypeAlias = Literal["private", "shared"]
+Release: TypeAlias = Annotated[
+    Literal["1.5.01", "1.5.28", "2.0", "nbr"],
+    BeforeValidator(
+        lambda value: str(value) if isinstance(value, float) else value
+    ),  # YAML takes 2.0 for a number
+]
 PageSize: TypeAlias = Literal["4K", "2M", "1G"]
 
 
@@ -123,6 +129,10 @@ class Td(Part):
         True, description="SEPT_VE_DISABLE: touching a PENDING page exits instead of a #VE."
     )
     zero_step: Bool = Field(True, description="The module's zero-step mitigation is on.")
+    module: Release = Field(
+        "1.5.01",
+        description="Release of the TDX module: tdx/module/profile.py says what differs. Linux cannot use 1.0.",
+    )
     initial_memory: Size = Field(
         0, description=f"Memory added and measured at build, from the first private slot; {SIZE_HINT}."
     )

@@ -7,9 +7,11 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from scenarios.build import build
 from scenarios.cli import tdsim
+from scenarios.loading import load
 from sim import Kernel
-from tests.scenarios.helpers import GOOD, write
+from tests.scenarios.helpers import GOOD, edited, write
 
 FILES = ["events.jsonl", "findings", "latency.hlog", "schedule.txt", "summary.json"]
 
@@ -193,3 +195,11 @@ def test_accesses_log_every_step(tmp_path, events, names):
         assert {"verb": "write-lock", "cell": "mmu_lock"}.items() <= next(
             line.items() for line in steps if line["cell"] == "mmu_lock" and line["thread"] == "host0"
         )
+
+
+@pytest.mark.parametrize("written", ["1.5.01", "1.5.28", "2.0", "nbr"])
+def test_the_module_s_release_is_the_scenario_s(tmp_path, written):
+    """Also 2.0, which YAML takes for a number."""
+    scenario = load(write(tmp_path, edited(("vcpus: 2", f"vcpus: 2, module: {written}"))))
+
+    assert build(Kernel(), scenario).tdx.module.profile.name == written

@@ -19,6 +19,8 @@ SLOT = "  - {slot: 0, base: 0x1000000, size: 2M}"
         ([("vcpus: 2", "vcpus: two")], ["good.yaml:3:13: td.vcpus: expected a whole number (got 'two')"]),
         ([("vcpus: 2", "vcpus: 2, kind: tdy")],
          ["good.yaml:3:22: td.kind: expected 'tdx', 'snp' or 'plain' (got 'tdy'); did you mean tdx?"]),
+        ([("vcpus: 2", "vcpus: 2, module: 1.5")],
+         ["good.yaml:3:24: td.module: expected '1.5.01', '1.5.28', '2.0' or 'nbr' (got 1.5)"]),
         ([("td:", "design: upstram\ntd:")],
          ["good.yaml:3:9: design: expected 'upstream' (got 'upstram'); did you mean upstream?"]),
         ([("scenario: good", "scenario: god")],
