@@ -24,14 +24,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log1p
 from random import Random as Generator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim import estimates
+from sim.access import Update
 from sim.strategies import may_write
 from sim.strategies.words import OUTGROWN, Chosen, Words, is_walk, touches
 from sim.streams import Streams
 
 if TYPE_CHECKING:
+    from sim.access import Cell
     from sim.kernel import Kernel
     from sim.thread import Thread
 
@@ -167,11 +169,18 @@ class Pct:
 def _spins(kernel: Kernel) -> bool:
     """Whether the latest steps, all of one thread, went round without changing anything.
 
-    That is: none of them wrote, and the second half read no word that the first half had not read. A thread that looks a few
-    words up several times in a row is mistaken for one that spins; it loses a turn, and its execution the guarantee.
+    That is: what they wrote is again what it was, as when a lock is tried and let go of, and the second half touched no word that
+    the first half had not. A thread that looks a few words up several times in a row is mistaken for one that spins; it loses a
+    turn, and its execution the guarantee.
     """
     latest = kernel.accesses[-SPIN_STEPS:]
-    if any(may_write(access) for access in latest):
+    replaced: dict[Cell[Any], Any] = {}
+    for access in latest:
+        if may_write(access):
+            if not isinstance(access, Update):
+                return False
+            replaced.setdefault(access.target, access.value)
+    if any(cell.peek() != word for cell, word in replaced.items()):
         return False
     half = SPIN_STEPS // 2
     return {access.target for access in latest[half:]} <= {access.target for access in latest[:half]}

@@ -146,14 +146,20 @@ def test_pct_claims_what_its_executions_guarantee():
     ) in clean.claim
 
 
-def spinner(k, *, writes):
-    """One thread waits for a flag by looking at it (and, if it `writes`, counting), another sets it after some steps."""
+def spinner(k, *, writes, locks=False):
+    """One thread waits for a flag by looking at it, another sets it after some steps.
+
+    The one that waits also counts, if it `writes`, or marks a word while it looks and takes the mark away, if it `locks`.
+    """
     flag, tries, word = k.cell("flag", False), k.cell("tries", 0), k.cell("word", 0)
 
     def waits():
         while not (yield flag.read_once()):
             if writes:
                 yield tries.fetch_add(1)
+            if locks:
+                yield tries.update(lambda word: word | 1, "mark")
+                yield tries.update(lambda word: word & ~1, "unmark")
 
     def sets():
         for _ in range(10):
@@ -177,20 +183,21 @@ def test_a_spinning_thread_does_not_keep_the_highest_priority(writes):
     assert sum(plan.covered.values()) < 200  # and the guarantee does not speak of those executions
 
 
-def test_a_spinning_thread_falls_at_once_if_it_changes_nothing():
-    """Not after k steps, which may be many."""
+@pytest.mark.parametrize("locks", [False, True])
+def test_a_spinning_thread_falls_at_once_if_it_changes_nothing(locks):
+    """Not after k steps, which may be many; a word that is again what it was has not changed."""
     plan = strategy("pct:1", 2)
-    next(run(plan, lambda k: spinner(k, writes=False), 1))
+    next(run(plan, lambda k: spinner(k, writes=False, locks=locks), 1))
     plan.shared_max = plan.words.steps_limit = 10**6
     kernels = []
     for execution in range(1, 32):
         k = Kernel(window_ns=INFINITY, max_steps=2000)
         plan.begin(k, execution)
-        spinner(k, writes=False)
+        spinner(k, writes=False, locks=locks)
         k.execute(plan.pick)
         kernels.append(k)
 
-    assert max(k.steps for k in kernels) <= 14 + 2 * pct.SPIN_STEPS
+    assert max(k.steps for k in kernels) <= 14 + (4 if locks else 2) * pct.SPIN_STEPS
 
 
 def test_pct_does_not_take_a_long_walk_over_many_words_for_spinning():
