@@ -107,6 +107,14 @@ EXTERNAL_INTERRUPT = GuestExit(ExitReason.EXTERNAL_INTERRUPT)
 HLT = GuestExit(ExitReason.HLT)
 
 
+BUSY_TRIES_AT_ONCE = 4
+
+
+def busy_pause_ns(tries: int) -> int:
+    """How long to wait before the next try, after so many that were answered busy."""
+    return 0 if tries <= BUSY_TRIES_AT_ONCE else 1000 << min(tries - BUSY_TRIES_AT_ONCE, 20)
+
+
 class Guest:
     """Runs programs; one for a VM, with the memory it runs on."""
 
@@ -215,12 +223,24 @@ class Guest:
         return version
 
     def _accept(self, vcpu: Vcpu, instruction: Accept) -> Steps[AcceptStatus | GuestExit]:
-        """One ACCEPT and the guest's loop around it. Cost: `accept_loop_guest`."""
+        """One ACCEPT and the guest's loop around it. Cost: `accept_loop_guest`.
+
+        A guest that finds the entry busy tries again, and between two tries an interrupt may take it out. It tries at once for a
+        while and then ever more rarely, where a real one would spin: a host that has asked for priority and does not come back
+        keeps it off for a second (TDX module, host priority).
+        """
         began_ns = self.kernel.now_ns
         self.kernel.charge("accept_loop_guest")
         status = yield from vcpu.guest.accept(vcpu, instruction.gpa, instruction.level)
         if status is AcceptStatus.INTERRUPTED:
             return EXTERNAL_INTERRUPT
+        if status is AcceptStatus.BUSY:
+            vcpu.busy_accepts += 1
+            yield vcpu.pcpu.interrupt.wait(busy_pause_ns(vcpu.busy_accepts), take=False)
+            if vcpu.interrupted:
+                return EXTERNAL_INTERRUPT
+        else:
+            vcpu.busy_accepts = 0
         if not isinstance(status, GuestExit):
             self.kernel.record("accept", self.kernel.now_ns - began_ns)
         return status

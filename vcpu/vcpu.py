@@ -76,6 +76,7 @@ class Vcpu:
         self.exited_ns = -1
         self.fault_name = ""
         self.shut_down = False
+        self.busy_accepts = 0
 
     def __str__(self) -> str:
         return f"vcpu{self.index}"
