@@ -72,8 +72,27 @@ def unnoted(look: Callable[[], T]) -> T:
 
 def conflict(one: tuple[Touch, ...], two: tuple[Touch, ...]) -> bool:
     """Whether two accesses with these touches are dependent."""
+    if len(one) > MANY and len(two) > MANY:
+        return _conflict_of_many(one, two)
     for key, mode in one:
         for other_key, other_mode in two:
             if (key == other_key or ALL in {key, other_key}) and (mode != other_mode or mode == WRITE):
                 return True
+    return False
+
+
+MANY = 16
+"""Two accesses that each touch more than so many keys are compared by a table."""
+
+
+def _conflict_of_many(one: tuple[Touch, ...], two: tuple[Touch, ...]) -> bool:
+    """The same in linear time: an access to a whole table of words touches hundreds."""
+    modes: dict[str, set[int]] = {}
+    for key, mode in one:
+        modes.setdefault(key, set()).add(mode)
+    every = set().union(*modes.values())
+    for key, mode in two:
+        others = every if key == ALL else modes.get(key, set()) | modes.get(ALL, set())
+        if others and (mode == WRITE or others != {mode}):
+            return True
     return False

@@ -13,11 +13,11 @@ from mmu.vcpu_ops import GIVE_UP, VmOps, access_of
 from sim import Steps
 from sim.dependence import WRITE, note
 from tdx.kvm.state import KvmTdx, TdState, operand_busy
+from tdx.module import ExitReason as TdxExitReason
 from tdx.module import (
-    AcceptResult,
-    PageType,
     Septe,
     Status,
+    TdcallResult,
     TdExit,
     hardware_walk,
     private_ept_violation,
@@ -27,7 +27,6 @@ from tdx.module import (
     tdh_vp_enter,
     tdh_vp_flush,
 )
-from tdx.module import ExitReason as TdxExitReason
 from vcpu.addresses import PG_LEVEL_4K, Gfn, Gpa, PgLevel, gfn_of
 from vcpu.exits import PROT_MASK, QUALIFICATION, ExitReason, ExtendedQualification, GuestExit
 from vcpu.guest import AcceptStatus, Guest
@@ -267,7 +266,7 @@ class TdxOps(VmOps):
         pfn = translation.frame(gfn)
         if ledger is not None:
             ledger.tlb.judge(vcpu, MIRROR, gfn, translation)
-        if module.pamt_type(pfn) is not PageType.PT_REG or module.pamt_owner(pfn) != self.tdx.td.tdr_pfn:
+        if not module.may_reach(self.tdx.td, pfn, translation.level):
             self.kernel.find(
                 "stale-tlb", f"{vcpu} reaches a page that left the TD", gpa=hex(gpa), pfn=hex(pfn)
             )
@@ -288,7 +287,7 @@ def translation(entry: Septe, level: PgLevel, gfn: Gfn) -> Translation:
     )
 
 
-def accept_status(result: AcceptResult) -> AcceptStatus:
+def accept_status(result: TdcallResult) -> AcceptStatus:
     """What the guest makes of RAX."""
     status = result.status
     if status is Status.TDX_SUCCESS:

@@ -1,21 +1,28 @@
 """What the module keeps true whatever its host does: for `kernel.always` and `kernel.at_end`.
 
-Each returns a predicate. Entries and TDs in the middle of a call are left out: a call may change two words one after the
-other while it holds the lock. Numbers are those of reference 7.1. 2 and 3 need a TLB with non-leaf entries and DEMOTE; 8 is
-about contents: both are the embedding's.
+Each returns a predicate. Entries, pages and TDs in the middle of a call are left out: a call may change two words one after
+the other while it holds the lock of one of them. Numbers are those of reference 7.1. 2 and 3 need a TLB with non-leaf entries;
+8 is about contents: both are the embedding's.
+
+`INVARIANTS` hold after any step, `AT_REST` adds what can only be asked when no call is in flight. A search by `dpor` that looks
+at predicates after every step takes all steps as dependent; `tdx.module.watch` asks the same questions only of the steps that
+can break them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sim import Broken
+from tdx.module.l2 import aliases_agree
 from tdx.module.objects import Lifecycle, Tdr
 from tdx.module.pamt import PageType
-from tdx.module.septe import SeptState
-from tdx.module.sharex import HP_EXCLUSIVE
-from vcpu.addresses import PG_LEVEL_4K, PgLevel
+from tdx.module.septe import Septe, SeptState
+from tdx.module.sharex import HP, HP_EXCLUSIVE, HP_READER
+from tdx.module.walk import named_page
+from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, PgLevel
 
 if TYPE_CHECKING:
     from tdx.module.module import TdxModule
@@ -34,8 +41,8 @@ def cached_pages_are_owned(module: TdxModule, translations: Translations) -> Cal
 
     def holds() -> Verdict:
         for td, pfn, level in translations():
-            page = module.pamt.leaf(pfn)
-            if page.kind is not PageType.PT_REG or page.owner != td.tdr_pfn:
+            if not module.may_reach(td, pfn, level):
+                page = module.pamt.leaf(pfn)
                 return Broken(
                     td=td.name, pfn=hex(pfn), level=level.short, page=page.kind.name, owner=page.owner
                 )
@@ -91,11 +98,99 @@ def entries_name_owned_pages(module: TdxModule) -> Callable[[], Verdict]:
                 if entry.is_locked or entry.state in (SeptState.FREE, SeptState.REMOVED):
                     continue
                 kind = PageType.PT_REG if entry.is_leaf else PageType.PT_EPT
-                page = module.pamt.entry(entry.pfn_at(level), level if entry.is_leaf else PG_LEVEL_4K)
+                page = named_page(module, entry, level)
+                if page.lock.peek() & HP_EXCLUSIVE:
+                    continue
                 if page.kind is not kind or page.owner != tdr.pfn:
                     return Broken(
                         gfn=hex(gfn), level=level.short, entry=entry, page=page.kind.name, owner=page.owner
                     )
+        return True
+
+    return holds
+
+
+def named_frames(entry: Septe, level: PgLevel) -> range:
+    """The frames that an entry gives to its TD; empty for one that names no page."""
+    if entry.state in (SeptState.FREE, SeptState.REMOVED):
+        return range(0)
+    pfn = entry.pfn_at(level)
+    return range(pfn, pfn + (level.pages if entry.is_leaf else 1))
+
+
+def pages_have_one_entry(module: TdxModule) -> Callable[[], Verdict]:
+    """A page is named by at most one entry of all TDs, in whatever size."""
+
+    def holds() -> Verdict:
+        named = sorted(
+            (frames.start, frames.stop, gfn, level)
+            for tdr in module.tds()
+            if tdr.lifecycle is not Lifecycle.TEARDOWN
+            for gfn, level, entry in module.entries(tdr.tdcs)
+            if (frames := named_frames(entry, level))
+        )
+        for (_, end, gfn, level), (start, _, other, other_level) in pairwise(named):
+            if start < end:
+                return Broken(
+                    pfn=hex(start), one=f"{gfn:#x} {level.short}", other=f"{other:#x} {other_level.short}"
+                )
+        return True
+
+    return holds
+
+
+def owned_pages_are_named(module: TdxModule) -> Callable[[], Verdict]:
+    """The other direction of 6: a page that is a TD's data or S-EPT is named by an entry; asked while no call is in flight."""
+
+    def holds() -> Verdict:
+        if module.in_flight:
+            return True
+        living = [tdr for tdr in module.tds() if tdr.lifecycle is not Lifecycle.TEARDOWN]
+        named = {
+            (frames.start, level if entry.is_leaf else PG_LEVEL_4K): tdr.pfn
+            for tdr in living
+            for _, level, entry in module.entries(tdr.tdcs)
+            if (frames := named_frames(entry, level))
+        }
+        owners = {tdr.pfn for tdr in living}
+        for page in module.pamt.assigned():
+            if page.kind in (PageType.PT_REG, PageType.PT_EPT) and page.owner in owners:
+                owner = named.get((page.pfn, page.level))
+                if owner != page.owner:
+                    return Broken(
+                        pfn=hex(page.pfn), level=page.level.short, page=page.kind.name, named_by=owner
+                    )
+        return True
+
+    return holds
+
+
+def locks_are_free(module: TdxModule) -> Callable[[], Verdict]:
+    """No PAMT entry, tree, epoch or OP_STATE is locked while no call is in flight, but for what running vCPUs hold.
+
+    A vCPU inside holds its TDVPR and TDR shared, and the 1G and 2M entries on the way to its TDVPR. Host priority may stay.
+    """
+
+    def holds() -> Verdict:
+        if module.in_flight:
+            return True
+        running: dict[int, int] = {}
+        for tdr in module.tds():
+            tdcs = tdr.tdcs
+            for lock in (tdcs.sept_tree_lock, tdcs.epoch_lock, tdcs.op_state_lock):
+                if lock.peek() & ~HP:
+                    return Broken(lock=lock, word=lock.peek())
+            for vcpu in tdr.vcpus:
+                if vcpu.inside:
+                    way = [
+                        module.pamt.entry(vcpu.pfn, level)
+                        for level in (PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K)
+                    ]
+                    for page in (*way, module.pamt.entry(tdr.pfn, PG_LEVEL_4K)):
+                        running[id(page)] = running.get(id(page), 0) + HP_READER
+        for page in module.pamt.known():
+            if page.lock.peek() & ~HP != running.get(id(page), 0):
+                return Broken(lock=page.lock, word=page.lock.peek())
         return True
 
     return holds
@@ -131,3 +226,12 @@ INVARIANTS: dict[str, Callable[[TdxModule], Callable[[], Verdict]]] = {
     "no S-EPT entry stays locked": no_entry_stays_locked,
 }
 """Those that need nothing but the module, by text."""
+
+AT_REST: dict[str, Callable[[TdxModule], Callable[[], Verdict]]] = {
+    **INVARIANTS,
+    "a page has at most one S-EPT entry": pages_have_one_entry,
+    "a page of a TD has an S-EPT entry": owned_pages_are_named,
+    "no lock stays taken": locks_are_free,
+    "an alias bit speaks of an L2 entry": aliases_agree,
+}
+"""Those and what else is true when no call is in flight, by text."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from sim import Cell, Kernel
 from sim.access import Update, WriteOnce
+from sim.dependence import UPDATE, note
+from tdx.module.dynamic_pamt import DynamicPamt
 from tdx.module.memory import Memory
 from tdx.module.objects import Hkid, Kot, Tdcs, Tdr, Tdvps
 from tdx.module.operands import Td
@@ -14,7 +16,7 @@ from tdx.module.pamt import PageType, Pamt
 from tdx.module.profile import TDX_1_5_01, Profile
 from tdx.module.sept import SeptPage
 from tdx.module.septe import PS, RWX, TDEL, TDHP, Septe, SeptState
-from tdx.module.sharex import Sharex
+from tdx.module.sharex import HP_EXCLUSIVE, Sharex
 from tdx.module.status import Operand, SeamcallReturn, Status
 from vcpu.addresses import PG_LEVEL_4K, Gfn, Pfn, PgLevel
 
@@ -61,7 +63,7 @@ class TdxModule:
         self.accept_step_pages = accept_step_pages
         self.promote_step_children = promote_step_children
         self.profile = profile
-        self.pamt = Pamt(tdmr)
+        self.pamt = DynamicPamt(tdmr) if profile.dynamic_pamt else Pamt(tdmr)
         self.memory = Memory()
         self.kot = Kot({hkid: Hkid() for hkid in hkids})
         self.sept_pages: dict[int, SeptPage] = {}
@@ -78,6 +80,11 @@ class TdxModule:
         """ACCEPT zeroed that many 4K pages from that frame on."""
         self.on_page_added: Callable[[Pfn, Pfn | None], None] = _nothing
         """PAGE.ADD copied a source frame to a private one."""
+        self.on_page_relocated: Callable[[Pfn, Pfn], None] = _nothing
+        """RELOCATE copied a private frame to another."""
+        self.overwritten: dict[Pfn, int] = {}
+        """Observers: frames that are nobody's and yet written, and under which key id: by a DEMOTE that has not committed or never
+        did. It may write them again; any other use needs PHYMEM.PAGE.WBINVD first (reference 14, row 18)."""
 
     def refusal(self, leaf: str) -> SeamcallReturn | None:
         """What the dispatcher answers instead of calling the leaf, if anything."""
@@ -93,12 +100,21 @@ class TdxModule:
     def write_entry(self, septe: Cell[int], entry: int, *, unlock: bool = False) -> Access:
         """Write a whole entry that the caller has locked; the lock stays, or goes in the same access.
 
-        TDHP set meanwhile is lost in releases that write the word blindly.
+        TDHP set meanwhile is lost in releases that write the word blindly. Where entries have no locks there is none to keep.
         """
+        unlock = unlock or not self.profile.relaxed_concurrency
         word = entry & ~TDEL if unlock else entry | TDEL
         if self.profile.writes_drop_tdhp:
             return WriteOnce(septe, word)
         return Update(septe, lambda old: word | old & TDHP, "write entry")
+
+    def note_overwritten(self, pfn: Pfn, hkid: int | None) -> None:
+        """A frame that is nobody's was written under that key; None: it is somebody's now."""
+        note("module.overwritten", UPDATE)
+        if hkid is None:
+            self.overwritten.pop(pfn, None)
+        else:
+            self.overwritten[pfn] = hkid
 
     def tdr(self, td: Td) -> Tdr:
         """The TDR of a TD that exists. For the guest's side and observers: the host's calls look it up under locks."""
@@ -163,6 +179,16 @@ class TdxModule:
     def pamt_owner(self, pfn: int) -> Pfn | None:
         """The TDR frame of the TD that owns the page."""
         return self.pamt.leaf(pfn).owner
+
+    def may_reach(self, td: Td, pfn: int, level: PgLevel) -> bool:
+        """Whether a guest of the TD may have a translation of that size to the page: it is the TD's, or a call has it in hand.
+
+        AUG lets go of the entry, so that a guest may accept the page, before it writes into the PAMT whose it is.
+        """
+        page = self.pamt.leaf(pfn)
+        if page.kind is PageType.PT_REG and page.owner == td.tdr_pfn:
+            return True
+        return self.pamt.entry(pfn, level).lock.peek() & HP_EXCLUSIVE != 0
 
     def chldcnt(self, td: Td) -> int:
         """How many 4K pages the TDR counts as its TD's."""

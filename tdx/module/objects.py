@@ -13,11 +13,14 @@ from hashlib import sha384
 from typing import NamedTuple
 
 from sim import Cell
-from tdx.module.exits import ExitReason
+from sim.dependence import READ, WRITE, note
+from tdx.module.exits import LastTdExit, VeInfo, VirtualizationException
+from tdx.module.migration import MigrationContext
+from tdx.module.operands import HKID_SHIFT
 from tdx.module.sept import SeptPage
 from tdx.module.sept_states import OpState
-from tdx.module.sharex import Sharex, SharexHp
-from vcpu.addresses import Gpa, Pfn
+from tdx.module.sharex import Lock, Sharex, SharexHp
+from vcpu.addresses import PAGE_SHIFT, Gpa, Pfn
 
 TDCX_PAGES = 6
 """TDCX pages a TD without L2 VMs needs."""
@@ -25,8 +28,14 @@ TDCX_PAGES_MAX = 9
 TDVPS_PAGES = 6
 """Pages of a vCPU without L2 VMs: TDVPR and five TDCX."""
 TDVPS_PAGES_MAX = 15
+TDVPS_PAGES_PER_L2_VM = 3
 SEPT_ROOT_INDEX = 4
 """Which TDCX page is the S-EPT root."""
+L2_SEPT_ROOT_INDEX = 6
+"""Which TDCX page is the S-EPT root of the first L2 VM; those of the others follow, one each."""
+L2_VMS_MAX = 3
+EPT_VIOLATION_ON_L2_SEPT_WALK_FAILURE = 1 << 0
+"""VM_CTLS bit: a guest call that finds no L2 table for a VM leaves to the host instead of failing."""
 HP_LOCK_TIMEOUT_NS = 1_000_000_000
 ZERO_STEP_THRESHOLD = 6
 """So many EPT violations at one instruction are free; the next one starts the list."""
@@ -37,6 +46,19 @@ MIGRATABLE = 1 << 29
 """TD attribute: the TD may be exported."""
 SEPT_VE_DISABLE = 1 << 28
 """TD attribute: a pending page is an exit, not a #VE. Linux guests want it set."""
+PKS = 1 << 30
+PERFMON = 1 << 63
+ATTRIBUTES = DEBUG | SEPT_VE_DISABLE | MIGRATABLE | PKS | PERFMON
+"""All that a TD may ask for."""
+GPAW = 1 << 0
+"""CONFIG_FLAGS bit: the shared bit is 51 and the S-EPT has five levels; else 47 and four."""
+FLEXIBLE_PENDING_VE = 1 << 1
+"""CONFIG_FLAGS bit: the guest may change PENDING_VE_DISABLE."""
+NO_RBP_MOD = 1 << 2
+"""CONFIG_FLAGS bit: TDG.VP.VMCALL does not hand over RBP."""
+CONFIG_FLAGS = GPAW | FLEXIBLE_PENDING_VE | NO_RBP_MOD
+PENDING_VE_DISABLE = 1 << 0
+"""TD_CTLS bit; MNG.INIT copies SEPT_VE_DISABLE there."""
 NOT_ASSOCIATED = -1
 
 
@@ -65,6 +87,14 @@ class HkidState(Enum):
     FREE = "FREE"
     ASSIGNED = "ASSIGNED"
     FLUSHED = "FLUSHED"
+
+
+def measured(call: bytes, gpa: int) -> bytes:
+    """The block of 128 bytes by which a call goes into MRTD: its name, padded to 16 bytes, the address, zeros.
+
+    Source: sha384.h:sha384_128B_block_t.
+    """
+    return (call.ljust(16, b"\0") + gpa.to_bytes(8, "little")).ljust(128, b"\0")
 
 
 class Epoch(NamedTuple):
@@ -114,33 +144,45 @@ def next_epoch(unit: Epoch) -> Epoch:
 
 
 class Tdr:
-    """The root of a TD. Plain fields: guarded by the PAMT lock of the TDR page."""
+    """The root of a TD. Plain fields: guarded by the PAMT lock of the TDR page; but for `fatal`, which a dying vCPU sets."""
 
-    def __init__(self, pfn: Pfn, hkid: int, packages: int) -> None:
+    def __init__(self, pfn: Pfn, hkid: int, packages: int, *, tree_host_priority: bool = False) -> None:
         self.pfn = pfn
         self.hkid = hkid
-        self.fatal = False
+        self._fatal = False
         self.lifecycle = Lifecycle.HKID_ASSIGNED
         self.keys_missing = set(range(packages))
         self.tdcx: list[Pfn] = []
-        self.tdcs = Tdcs(f"td[{pfn:#x}]")
+        self.tdcs = Tdcs(f"td[{pfn:#x}]", tree_host_priority=tree_host_priority)
         self.chldcnt: Cell[int] = Cell(f"td[{pfn:#x}].chldcnt", 0)
         self.vcpus: list[Tdvps] = []
+
+    @property
+    def fatal(self) -> bool:
+        """Whether the TD can only be torn down. Set under the shared lock, in the access that ends its vCPU's run."""
+        note(f"td[{self.pfn:#x}].fatal", READ)
+        return self._fatal
+
+    @fatal.setter
+    def fatal(self, fatal: bool) -> None:
+        note(f"td[{self.pfn:#x}].fatal", WRITE)
+        self._fatal = fatal
 
 
 class Tdcs:
     """The control structure of a TD. Plain fields: guarded by OP_STATE's lock, or by the TDR taken exclusive."""
 
-    def __init__(self, name: str) -> None:
-        self.op_state = OpState.UNINITIALIZED
+    def __init__(self, name: str, *, tree_host_priority: bool = False) -> None:
+        self._op_state = OpState.UNINITIALIZED
+        self._op_state_key = f"{name}.op_state"
         self.op_state_lock = SharexHp(f"{name}.op_state_lock", 0)
-        self.sept_tree_lock = Sharex(f"{name}.sept_tree_lock", 0)
+        tree_lock: type[Lock] = SharexHp if tree_host_priority else Sharex
+        self.sept_tree_lock = tree_lock(f"{name}.sept_tree_lock", 0)
         self.epoch_lock = Sharex(f"{name}.epoch_lock", 0)
         self.epoch: Cell[Epoch] = Cell(f"{name}.epoch", Epoch(0, 0, 0))
         self._root: SeptPage | None = None
         self.private_end = 0
         self.attributes = 0
-        self.pending_ve_disable = False
         self.max_vcpus = 0
         self.num_vcpus: Cell[int] = Cell(f"{name}.num_vcpus", 0)
         self.num_assoc_vcpus: Cell[int] = Cell(f"{name}.num_assoc_vcpus", 0)
@@ -150,6 +192,36 @@ class Tdcs:
         self.td_ctls = 0
         self.notify_enables = 0
         self.num_l2_vms = 0
+        self.migration = MigrationContext(name)
+        self.l2_roots: list[SeptPage] = []
+        """S-EPT root of L2 VM n at n - 1."""
+        self.vm_ctls = [0, 0, 0]
+        """VM_CTLS of L2 VM n at n - 1, see `EPT_VIOLATION_ON_L2_SEPT_WALK_FAILURE`."""
+
+    @property
+    def tdvps_pages(self) -> int:
+        """How many pages a vCPU of this TD needs: TDVPR and TDCX."""
+        return TDVPS_PAGES + TDVPS_PAGES_PER_L2_VM * self.num_l2_vms
+
+    @property
+    def op_state(self) -> OpState:
+        """TDCS.OP_STATE. Imports that fail change it while they hold its lock only shared: search must know who looks."""
+        note(self._op_state_key, READ)
+        return self._op_state
+
+    @op_state.setter
+    def op_state(self, state: OpState) -> None:
+        note(self._op_state_key, WRITE)
+        self._op_state = state
+
+    @property
+    def pending_ve_disable(self) -> bool:
+        """TD_CTLS bit 0: a guest's access to a pending page is an exit, not a #VE."""
+        return self.td_ctls & PENDING_VE_DISABLE != 0
+
+    @pending_ve_disable.setter
+    def pending_ve_disable(self, disable: bool) -> None:
+        self.td_ctls = self.td_ctls & ~PENDING_VE_DISABLE | (PENDING_VE_DISABLE if disable else 0)
 
     @property
     def is_debug(self) -> bool:
@@ -184,9 +256,17 @@ class Tdvps:
         self.state: Cell[VcpuState] = Cell(f"{name}.state", VcpuState.UNINITIALIZED)
         self.assoc_lpid: Cell[int] = Cell(f"{name}.assoc_lpid", NOT_ASSOCIATED)
         self.vcpu_epoch = 0
-        self.last_td_exit: ExitReason | None = None
-        self.last_exit_was_trap = False
-        self.ve_info_valid = False
+        self.last_td_exit = LastTdExit.ASYNC_FAULT
+        self.ve_info: VeInfo | None = None
+        """VE_INFO, while it is valid: since a #VE, until the guest fetches it."""
+        self.injected: VirtualizationException | None = None
+        """What TDH.VP.ENTER makes the guest begin with; the embedding takes it away when it runs the guest."""
+        self.guest_rax = 0
+        """What a TDCALL that left by a trap-like exit returns; TDH.VP.ENTER puts the host's hint into it."""
+        self.last_violation: VeInfo | None = None
+        """The private EPT violation that the VMCS still shows, if the last VM exit was one."""
+        self.export_count = 0
+        """The export session in which it was last exported."""
         self.hp_busy_since_ns: int | None = None
         self.rip: int | None = None
         self.entry_rip: int | None = None
@@ -199,15 +279,18 @@ class Tdvps:
         """Observers: on the way in or out, so that `inside` and REFCOUNT may differ."""
 
     def progressed(self, rip: int | None) -> None:
-        """The guest stands at `rip`: if that is not where it was entered, it does not step in place."""
+        """A VM exit at `rip`: if that is not where the guest was entered, it does not step in place."""
         self.rip = rip
         if rip is None or rip != self.entry_rip:
             self.possibly_epf_stepping = 0
             self.last_epf_gpa_list.clear()
 
-    def log_epf(self, gpa: Gpa, rip: int | None) -> bool:
-        """Remember a private EPT violation for the zero-step defence; returns whether it is armed by this one."""
-        self.progressed(rip)
+    def log_epf(self, gpa: Gpa) -> bool:
+        """Remember a private EPT violation that leaves the guest; returns whether it arms the zero-step defence.
+
+        The guest has been compared with where it was entered already, see `progressed`. `gpa` is the whole address: two
+        of one page are two suspects. Source: td_exit_stepping.c:td_exit_epf_stepping_log.
+        """
         self.rip_compared = True
         if self.possibly_epf_stepping < ZERO_STEP_THRESHOLD:
             self.possibly_epf_stepping += 1
@@ -217,6 +300,18 @@ class Tdvps:
             suspects.append(gpa)
             return len(suspects) == 1
         return False
+
+
+@dataclass(slots=True)
+class SingleStep:
+    """The single-step defence's state on one LP (single_step_def_state of its local data)."""
+
+    entered_ns: int | None = None
+    """When the guest was entered last; None forbids that stepping begins."""
+    stepping: bool = False
+    """Every instruction of the guest ends in a VM exit (MTF), and interrupts are held back."""
+    left: int = 0
+    """How many more of them the guest may execute."""
 
 
 def _no_flush(td_key: Pfn) -> None:  # noqa: ARG001 - an LP without a TLB
@@ -233,7 +328,8 @@ class LogicalProcessor:
 
     `interrupt_pending()` is what the module samples in long calls: INTR (unless the host has interrupts off), NMI, SMI and their
     like. `flush_tlb(td_key)` drops what the LP has cached for the TD with that TDR frame; the embedding that models a TLB gives
-    it. Nothing else in the module touches a TLB.
+    it. Nothing else in the module touches a TLB. `single_step` is what the single-step defence keeps here (`stepping`), and
+    `apic_enabled` whether it can re-post the interrupts that it holds back.
     """
 
     lpid: int
@@ -241,6 +337,16 @@ class LogicalProcessor:
     flush_tlb: Callable[[Pfn], None] = _no_flush
     last_tdvpr: Pfn | None = None
     interrupt_pending: Callable[[], bool] = _nothing_pending
+    tsc_mhz: int = 2_700
+    apic_enabled: bool = True
+    single_step: SingleStep = field(default_factory=SingleStep)
+
+
+def package_of(lp: LogicalProcessor | None, package: int | None) -> int:
+    """The package a call happens on: said by number, or the calling LP's, or 0."""
+    if package is not None:
+        return package
+    return lp.package if lp is not None else 0
 
 
 class Hkid:
@@ -259,3 +365,7 @@ class Kot:
 
     hkids: dict[int, Hkid]
     lock: Sharex = field(default_factory=lambda: Sharex("kot.lock", 0))
+
+    def is_shared(self, pfn: int) -> bool:
+        """Whether a frame, the key id in its upper bits included, is one of the host's own (helpers.c:shared_hpa_check)."""
+        return 0 <= pfn < min(self.hkids) << HKID_SHIFT - PAGE_SHIFT

@@ -23,6 +23,13 @@ BIT_63 = 1 << 63
 RESERVED_FLAGS = 0xFFE | 0xFFF << 52
 """In a word of TDR address and flags: all but bit 0 and the address."""
 
+VCPU_HINT = 1 << 52
+VCPU_RESUME_L1 = 1 << 53
+"""Flags beside the TDVPR's address in RCX of TDH.VP.ENTER (vcpu_and_flags_t)."""
+HKID_SHIFT = 46
+HKID_BITS = GPA_END - (1 << HKID_SHIFT)
+"""The upper bits of a physical address, which the key id takes from it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Td:
@@ -54,14 +61,37 @@ def _td_and_flag(flag: str) -> Callable[[int], dict[str, Any]]:
     return decode
 
 
+def _hpa_info(word: int) -> dict[str, Any]:
+    level = (word & 7) + 1
+    return {"pfn": page(word & ~7), "level": LEVELS[level] if level < len(LEVELS) else level}
+
+
+def _vcpu_and_flags(word: int) -> dict[str, Any]:
+    flags = {"host_recoverability_hint": bool(word & VCPU_HINT), "resume_l1": bool(word & VCPU_RESUME_L1)}
+    return {"tdvpr_pfn": page(word & ~(VCPU_HINT | VCPU_RESUME_L1)), **flags}
+
+
+def _pfn_and_hkid(word: int) -> dict[str, Any]:
+    address = word & ~HKID_BITS
+    return {"pfn": page(address), "hkid": (word & HKID_BITS) >> HKID_SHIFT}
+
+
 DECODE: dict[str, Callable[[int], dict[str, Any]]] = {
     "page_info": _page_info,
+    "hpa_info": _hpa_info,
     "gpa": lambda word: {"gpa": Gpa(word)},
     "td": lambda word: {"td": Td(page(word))},
     "pfn": lambda word: {"pfn": page(word)},
     "sept_pfn?": lambda word: {"pfn": _sept_page(word)},
+    "l2_1_pfn?": lambda word: {"l2_1_pfn": _sept_page(word)},
+    "l2_2_pfn?": lambda word: {"l2_2_pfn": _sept_page(word)},
+    "l2_3_pfn?": lambda word: {"l2_3_pfn": _sept_page(word)},
+    "pamt_pfn0": lambda word: {"pamt_pfn0": page(word)},
+    "pamt_pfn1": lambda word: {"pamt_pfn1": page(word)},
     "source_pfn": lambda word: {"source_pfn": page(word)},
     "tdvpr_pfn": lambda word: {"tdvpr_pfn": page(word)},
+    "vcpu_and_flags": _vcpu_and_flags,
+    "pfn_and_hkid": _pfn_and_hkid,
 }
 """What a register carries, to its operands by name; `td+flag` and any other name (a plain number) need no row."""
 
@@ -82,11 +112,19 @@ def encode(carries: str, operands: Mapping[str, Any]) -> int:
         return 0
     if carries == "page_info":
         return page_info(operands["gpa"], operands.get("level", PG_LEVEL_4K))
+    if carries == "hpa_info":
+        return page_info(operands["pfn"] << PAGE_SHIFT, operands.get("level", PG_LEVEL_4K))
+    if carries == "vcpu_and_flags":
+        hint, resume_l1 = operands.get("host_recoverability_hint"), operands.get("resume_l1")
+        flags = (VCPU_HINT if hint else 0) | (VCPU_RESUME_L1 if resume_l1 else 0)
+        return int(operands["tdvpr_pfn"]) << PAGE_SHIFT | flags
+    if carries == "pfn_and_hkid":
+        return int(operands["pfn"]) << PAGE_SHIFT | int(operands["hkid"]) << HKID_SHIFT
     name, _, flag = carries.rstrip("?").partition("+")
     value = operands.get("pfn" if name == "sept_pfn" else name)
     if isinstance(value, Td):
         return value.tdr_pfn << PAGE_SHIFT | bool(flag and operands.get(flag))
-    if name.endswith("pfn"):
+    if "pfn" in name:
         return NULL_PA if value is None and carries.endswith("?") else int(value or 0) << PAGE_SHIFT
     return int(value) if isinstance(value, int) else 0
 
@@ -94,6 +132,11 @@ def encode(carries: str, operands: Mapping[str, Any]) -> int:
 def page_info(gpa: int, level: PgLevel | int) -> int:
     """GPA and level in one word, as in RCX of the memory calls."""
     return int(gpa) | int(level) - 1
+
+
+def mapping_and_flags(gpa: int, level: PgLevel, *, pending: bool) -> int:
+    """What the guest's attribute calls return in RCX: the page around `gpa`, its level, and bit 62 if it is pending."""
+    return gpa & -level.size | level.tdx | pending << 62
 
 
 def check_operands(leaf: str, operands: Mapping[str, Any]) -> None:
@@ -116,5 +159,8 @@ def check_operands(leaf: str, operands: Mapping[str, Any]) -> None:
                 raise ValueError(f"{leaf}: gpa {value:#x} is no guest physical address of 52 bits")
             if level is not None and value & (level.size - 1):
                 raise ValueError(f"{leaf}: gpa {value:#x} is not aligned to {level.name} ({level.size:#x})")
+        elif name == "data":
+            if not 0 <= value < 1 << 64:
+                raise ValueError(f"{leaf}: data {value:#x} does not fit into 8 bytes")
         elif name.endswith("pfn") and value is not None and not 0 <= value < GPA_END >> PAGE_SHIFT:
             raise ValueError(f"{leaf}: {name} {value:#x} is no page frame number")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec
 from sim import Steps
 from tdx.module.events import SeamcallEntered, SeamcallReturned
 from tdx.module.locks import Held
-from tdx.module.objects import TDCX_PAGES, Lifecycle, Tdcs, Tdr, Tdvps
+from tdx.module.objects import NOT_ASSOCIATED, TDCX_PAGES, Lifecycle, LogicalProcessor, Tdcs, Tdr, Tdvps
 from tdx.module.operands import check_operands, encode
 from tdx.module.pamt import PageType, PamtEntry
 from tdx.module.sept_states import ALLOWED_OP_STATES
@@ -130,22 +130,32 @@ def lock_tdr(held: Held, td: Td, operand: Operand, *, exclusive: bool) -> Steps[
 
 
 def lock_td(
-    held: Held, td: Td, leaf: str, operand: Operand, *, exclusive: bool = False
+    held: Held,
+    td: Td,
+    leaf: str,
+    operand: Operand,
+    *,
+    exclusive: bool = False,
+    op_state_exclusive: bool = False,
 ) -> Steps[tuple[Tdr, Tdcs]]:
     """Steps 2 to 7 of the common prologue (reference section 5): TDR, its state, OP_STATE."""
     tdr = yield from lock_tdr(held, td, operand, exclusive=exclusive)
-    tdcs = yield from check_td(held, tdr, leaf, exclusive=exclusive)
+    tdcs = yield from check_td(held, tdr, leaf, exclusive=exclusive, op_state_exclusive=op_state_exclusive)
     return tdr, tdcs
 
 
-def check_td(held: Held, tdr: Tdr, leaf: str, *, exclusive: bool = False) -> Steps[Tdcs]:
-    """Steps 3 to 7 of the common prologue, for a TDR that is locked."""
+def check_td(
+    held: Held, tdr: Tdr, leaf: str, *, exclusive: bool = False, op_state_exclusive: bool = False
+) -> Steps[Tdcs]:
+    """Steps 3 to 7 of the common prologue, for a TDR that is locked: `exclusive` covers OP_STATE, which is then not locked."""
     require(not tdr.fatal, Status.TDX_TD_FATAL)
     require(tdr.lifecycle is Lifecycle.KEYS_CONFIGURED, Status.TDX_TD_KEYS_NOT_CONFIGURED)
     require(len(tdr.tdcx) >= TDCX_PAGES, Status.TDX_TDCS_NOT_ALLOCATED)
     tdcs = tdr.tdcs
-    if not exclusive:
-        yield from held.shared_hp(tdcs.op_state_lock, Operand.OP_STATE)
+    if op_state_exclusive:
+        yield from held.exclusive(tdcs.op_state_lock, Operand.OP_STATE)
+    elif not exclusive:
+        yield from held.shared(tdcs.op_state_lock, Operand.OP_STATE)
     require(tdcs.op_state in ALLOWED_OP_STATES[leaf], Status.TDX_OP_STATE_INCORRECT)
     return tdcs
 
@@ -157,6 +167,16 @@ def lock_vcpu(held: Held, tdvpr_pfn: Pfn, operand: Operand, *, exclusive: bool) 
     tdr_page = held.module.pamt.entry(vcpu.tdr.pfn, PG_LEVEL_4K)
     yield from held.implicit_page(tdr_page, Operand.TDR, exclusive=False)
     return vcpu
+
+
+def associate(vcpu: Tdvps, lp: LogicalProcessor) -> Steps[bool]:
+    """Bind the vCPU to this LP; it stays bound whatever happens next. Returns whether it was not bound before."""
+    seen: int = yield vcpu.assoc_lpid.cmpxchg(NOT_ASSOCIATED, lp.lpid)
+    if seen == NOT_ASSOCIATED:
+        yield vcpu.tdcs.num_assoc_vcpus.fetch_add(1)
+        return True
+    require(seen == lp.lpid, Status.TDX_VCPU_ASSOCIATED)
+    return False
 
 
 def lock_new_page(held: Held, pfn: Pfn, operand: Operand) -> Steps[PamtEntry]:

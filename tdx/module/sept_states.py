@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from tdx.module.septe import SeptState as S
+from tdx.module.status import Status
 
 RELOCATED = {S.BLOCKED: S.MAPPED, S.PENDING_BLOCKED: S.PENDING}
 """A relocated page comes back unblocked; any other state stays."""
@@ -181,3 +182,20 @@ IMPORT_OP_STATES = frozenset(
 def next_state(leaf: str, state: S) -> S | None:
     """What `leaf` turns an entry of that state into, or None if it may not act on it."""
     return NEXT_STATE[leaf].get(state)
+
+
+def wrong_state_1_0(leaf: str, state: S) -> Status:
+    """What module 1.0 calls a state that `leaf` may not act on: free or not, leaf or not.
+
+    UNSURE: a state that is wrong otherwise, as PENDING is for UNBLOCK, is EPT_ENTRY_STATE_INCORRECT as in 1.5. Reference 15.
+    """
+    wanted = NEXT_STATE[leaf]
+    if S.FREE in wanted:
+        return Status.TDX_EPT_ENTRY_NOT_FREE
+    if state in (S.FREE, S.REMOVED):
+        return Status.TDX_EPT_ENTRY_FREE
+    if state.is_leaf and not any(other.is_leaf for other in wanted):
+        return Status.TDX_EPT_ENTRY_LEAF
+    if not state.is_leaf and all(other.is_leaf for other in wanted):
+        return Status.TDX_EPT_ENTRY_NOT_LEAF
+    return Status.TDX_EPT_ENTRY_STATE_INCORRECT

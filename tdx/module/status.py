@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 ERROR = 1 << 63
 NON_RECOVERABLE = 1 << 62
+FATAL = 1 << 61
+"""The TD can only be torn down; added to the status of a failed import."""
+HOST_RECOVERABILITY_HINT = 1 << 60
+"""In a host's status: the exit was trap-like. In the guest's status after it: the host says that trying again may help."""
 
 
 class Status(IntEnum):
@@ -44,10 +48,16 @@ class Status(IntEnum):
     TDX_RND_NO_ENTROPY = 0x8000020300000000
     TDX_OPERAND_BUSY_HOST_PRIORITY = 0x8000020400000000
     TDX_HOST_PRIORITY_BUSY_TIMEOUT = 0x9000020500000000
+    TDX_INTERRUPTED_BUSY = 0x8000020600000000
     TDX_PAGE_METADATA_INCORRECT = 0xC000030000000000
     TDX_PAGE_ALREADY_FREE = 0x0000030100000000
     TDX_PAGE_NOT_OWNED_BY_TD = 0xC000030200000000
     TDX_PAGE_NOT_FREE = 0xC000030300000000
+    TDX_HPA_RANGE_NOT_FREE = 0xC000030400000000
+    TDX_NO_PAMT_PAGE_PAIR = 0xC000030500000000
+    TDX_PAMT_PAGE_NOT_EMPTY = 0xC000030600000000
+    TDX_INTERRUPTED_PAMT = 0x8000030700000000
+    TDX_MISSING_PAMT_PAGE_PAIR = 0x8000030800000000
     TDX_TD_ASSOCIATED_PAGES_EXIST = 0xC000040000000000
     TDX_SYS_INIT_NOT_PENDING = 0xC000050000000000
     TDX_SYS_LP_INIT_NOT_DONE = 0xC000050200000000
@@ -224,6 +234,10 @@ class Operand(IntEnum):
     R11 = 11
     R12 = 12
     R13 = 13
+    ATTRIBUTES = 64
+    EXEC_CONTROLS = 66
+    MAX_VCPUS = 68
+    NUM_L2_VMS = 71
     PAGE = 95
     GPA_LIST_ENTRY = 97
     MIG_BUFF_LIST_ENTRY = 98
@@ -251,6 +265,7 @@ Awaited = tuple["Cell[int]", "Callable[[int], bool]"]
 class Refused(Exception):
     """A leaf refuses, before it has changed anything. Args: status, operand id, and what RCX, RDX and R8 return.
 
+    `r9`, `r10` and `r11` are for the few that return pages even then; such a leaf catches its own refusal, sets them and lets it go.
     `awaited`, of a refusal by a lock: what the caller may wait for instead of trying again and again.
     """
 
@@ -270,10 +285,27 @@ class Refused(Exception):
         self.rdx = rdx
         self.r8 = r8
         self.awaited = awaited
+        self.r9 = self.r10 = self.r11 = 0
+        self.fatal = False
 
     def returned(self) -> SeamcallReturn:
         """The registers that the caller sees."""
-        return SeamcallReturn(self.status, self.operand, self.rcx, self.rdx, self.r8, awaited=self.awaited)
+        return SeamcallReturn(
+            self.status,
+            self.operand,
+            self.rcx,
+            self.rdx,
+            self.r8,
+            awaited=self.awaited,
+            r9=self.r9,
+            r10=self.r10,
+            r11=self.r11,
+            fatal=self.fatal,
+        )
+
+
+class ModuleShutdown(Exception):
+    """The module met what it holds to be impossible and shut down (Intel's FATAL_ERROR()): nothing can go on. Args: what."""
 
 
 def require(condition: bool, status: Status, operand: int | None = None) -> None:
@@ -302,11 +334,13 @@ class SeamcallReturn:
     r11: int = 0
     r12: int = 0
     r13: int = 0
+    fatal: bool = False
+    """Whether `FATAL` is added to the status."""
 
     @property
     def rax(self) -> int:
         """The status word."""
-        return self.status.value + (self.operand or 0)
+        return (self.status.value | (FATAL if self.fatal else 0)) + (self.operand or 0)
 
     @property
     def ok(self) -> bool:

@@ -9,26 +9,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim import Cell, Steps
+from tdx.module.sept_states import wrong_state_1_0
 from tdx.module.septe import PS, RWX, Septe
 from tdx.module.status import Operand, Refused, Status, require
-from vcpu.addresses import LEVELS, Gfn, Gpa, PgLevel, gfn_of
+from vcpu.addresses import LEVELS, PG_LEVEL_4K, Gfn, Gpa, PgLevel, gfn_of
 
 if TYPE_CHECKING:
     from tdx.module.locks import Held
     from tdx.module.module import TdxModule
     from tdx.module.objects import Tdcs
     from tdx.module.operands import Td
+    from tdx.module.pamt import PamtEntry
+    from tdx.module.sept import SeptPage
 
 
 class Walk:
-    """Where a walk ended: the cell, the word that was read there (before any lock), and the level."""
+    """Where a walk ended: the cell, the word that was read there (before any lock), the level, and the page."""
 
-    __slots__ = ("entry", "level", "septe")
+    __slots__ = ("entry", "level", "page", "septe")
 
-    def __init__(self, septe: Cell[int], entry: Septe, level: PgLevel) -> None:
+    def __init__(self, septe: Cell[int], entry: Septe, page: SeptPage) -> None:
         self.septe = septe
         self.entry = entry
-        self.level = level
+        self.level = page.level
+        self.page = page
 
     def details(self, entry: Septe | None = None) -> tuple[int, int]:
         """RCX and RDX as the host gets them: the filtered entry; level and state (reference 3.3)."""
@@ -47,7 +51,7 @@ def secure_ept_walk(module: TdxModule, tdcs: Tdcs, gfn: int, level: int) -> Step
         septe = page.septe(gfn)
         word: int = yield septe.read_once()
         if page.level == level or word & PS or not word & RWX:
-            return Walk(septe, Septe(word), page.level)
+            return Walk(septe, Septe(word), page)
         page = pages[Septe(word).pfn_at(0)]
 
 
@@ -82,6 +86,19 @@ def walk_to_level(module: TdxModule, tdcs: Tdcs, gfn: Gfn, level: PgLevel) -> St
     if walk.level != level:
         raise Refused(Status.TDX_EPT_WALK_FAILED, Operand.RCX, *walk.details())
     return walk
+
+
+def wrong_state(module: TdxModule, leaf: str, walk: Walk, entry: Septe) -> Refused:
+    """The refusal of an entry, locked or not, in a state that the leaf may not act on."""
+    status = Status.TDX_EPT_ENTRY_STATE_INCORRECT
+    if not module.profile.state_incorrect:
+        status = wrong_state_1_0(leaf, entry.state)
+    return Refused(status, Operand.RCX, *walk.details(entry))
+
+
+def named_page(module: TdxModule, entry: Septe, level: PgLevel) -> PamtEntry:
+    """The PAMT entry of what an entry names: the page a leaf maps, in its size, or the S-EPT page below a table."""
+    return module.pamt.entry(entry.pfn_at(level), level if entry.is_leaf else PG_LEVEL_4K)
 
 
 def hardware_walk(module: TdxModule, td: Td, gfn: Gfn) -> Steps[tuple[Septe, PgLevel] | None]:

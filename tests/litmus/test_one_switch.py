@@ -32,7 +32,7 @@ def one_switch(path, steps, plant=None):
 
 def test_a_fault_that_was_overtaken_by_a_conversion_is_found_stale():
     """F31 is reached with a stale fault, and nothing goes wrong."""
-    kinds, reached = one_switch(LIBRARY / "fault-vs-convert.yaml", 120)
+    kinds, reached = one_switch(LIBRARY / "fault-vs-convert.yaml", 180)
 
     assert set() == kinds
     assert "fault_found_stale" in reached
@@ -40,20 +40,20 @@ def test_a_fault_that_was_overtaken_by_a_conversion_is_found_stale():
 
 def test_dropping_the_locked_recheck_maps_a_frame_that_is_shared_by_now():
     """Without F31 a mirror leaf stays for a shared frame."""
-    kinds, _ = one_switch(LIBRARY / "fault-vs-convert.yaml", 120, "drop_is_page_fault_stale.py")
+    kinds, _ = one_switch(LIBRARY / "fault-vs-convert.yaml", 180, "drop_is_page_fault_stale.py")
 
     assert {"stale-spte"} == kinds
 
 
 def test_a_conversion_beside_a_running_vcpu_is_clean():
     """BLOCK, TRACK, kick, REMOVE while the vCPU touches the next page."""
-    kinds, _ = one_switch(PLANTS / "touch-vs-convert-next.yaml", 260)
+    kinds, _ = one_switch(PLANTS / "touch-vs-convert-next.yaml", 370)
 
     assert set() == kinds
 
 
 def test_removing_without_a_kick_is_refused_by_the_module():
     """Z3 without its kick: a vCPU of the old epoch is still inside, and REMOVE says TLB_TRACKING_NOT_DONE."""
-    kinds, _ = one_switch(PLANTS / "touch-vs-convert-next.yaml", 260, "no_kick_after_track.py")
+    kinds, _ = one_switch(PLANTS / "touch-vs-convert-next.yaml", 370, "no_kick_after_track.py")
 
     assert {"kvm-bug"} == kinds

@@ -83,7 +83,8 @@ def test_the_page_is_written_back_before_it_is_given_back(removed):
         "plain write mmu_invalidate_in_progress",
         f"write sept[{GFN:#x},4K]",
         f"write sept[{GFN:#x},4K]",
-        "unwalk pamt pamt",
+        "try shared pamt",  # TDH.PHYMEM.PAGE.WBINVD
+        "unlock shared pamt",
         "fetch_or vcpu0.requests",  # flushed before mmu_lock goes
         "unlock mmu_lock",
         "write-lock gmem.folio[0x0].lock",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sim import explore
+from tdx.module import guest_lock as guest_lock_file
 from tdx.module import tdg_mem_page_accept, tdh_mem_range_block
-from tdx.module.leaves import tdg_mem_page_accept as accept_file
 from tests.tdx.module.worlds import GFN, World
 from vcpu.addresses import PG_LEVEL_4K, gpa_of
 
@@ -40,7 +40,7 @@ def accept_against_block(ends):
 @pytest.mark.parametrize("planted", [False, True])
 def test_pruned_reaches_what_dpor_reaches(planted, monkeypatch):
     if planted:
-        monkeypatch.setattr(accept_file, "unlocks", lambda word: word)
+        monkeypatch.setattr(guest_lock_file, "unlocks", lambda word: word)
     seen = {}
     for strategy in ("dpor", "pruned"):
         ends = set()

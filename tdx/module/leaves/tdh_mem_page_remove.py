@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim import Steps
+from tdx.module.l2 import free_aliases
 from tdx.module.seamcall import lock_td, seamcall
-from tdx.module.sept_states import IMPORT_OP_STATES, TRACKED_OP_STATES, next_state
-from tdx.module.septe import SeptState, make
-from tdx.module.status import Operand, Refused, SeamcallReturn, Status
-from tdx.module.walk import check_page_info, lock_entry
+from tdx.module.sept_states import IMPORT_OP_STATES, next_state
+from tdx.module.septe import make, make_removed
+from tdx.module.status import Operand, SeamcallReturn, Status
+from tdx.module.tracking import check_blocked_and_tracked
+from tdx.module.walk import check_page_info, lock_entry, wrong_state
 from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_1G, PG_LEVEL_2M, Gpa, PgLevel
 
 if TYPE_CHECKING:
@@ -24,32 +26,28 @@ def tdh_mem_page_remove(
 ) -> Steps[SeamcallReturn]:
     """S-EPT leaf -> FREE (REMOVED during an import), page -> NDA; RCX returns the page's address.
 
-    The page's PAMT entry is locked before it is asked whether the range is blocked and tracked. Reference 8.6.
+    The page's PAMT entry is locked before it is asked whether the range is blocked and tracked. Its aliases in the L2 trees go
+    first; the write that frees the entry also lets it go, and only then is the page no longer counted and NDA.
+    Source: tdh_mem_page_remove.c; reference 8.6.
     """
     tdr, tdcs = yield from lock_td(held, td, "TDH.MEM.PAGE.REMOVE", Operand.RDX)
     gfn = check_page_info(tdcs, gpa, level, highest=PG_LEVEL_1G)
-    yield from held.shared(tdcs.sept_tree_lock, Operand.SEPT_TREE, met="sept_tree_busy")
+    yield from held.tree(tdcs)
     walk, entry = yield from lock_entry(module, held, tdcs, gfn, level)
     after = next_state("TDH.MEM.PAGE.REMOVE", entry.state)
     if after is None:
-        raise Refused(Status.TDX_EPT_ENTRY_STATE_INCORRECT, Operand.RCX, *walk.details(entry))
+        raise wrong_state(module, "TDH.MEM.PAGE.REMOVE", walk, entry)
     pfn = entry.pfn_at(level)
     page = module.pamt.entry(pfn, level)
     yield from held.implicit_page(page, Operand.RCX, exclusive=True)
-    if tdcs.op_state in TRACKED_OP_STATES:
-        if not entry.state.is_blocked:
-            raise Refused(Status.TDX_GPA_RANGE_NOT_BLOCKED, Operand.RCX, *walk.details(entry))
-        bepoch = yield page.bepoch.read_once()
-        unit = yield tdcs.epoch.read_once()
-        if not unit.is_tlb_tracked(bepoch):
-            module.kernel.reached("tracking_not_done")
-            raise Refused(Status.TDX_TLB_TRACKING_NOT_DONE, Operand.RCX)
+    yield from check_blocked_and_tracked(module, tdcs, walk, entry, page)
     # All checks passed.
     if level == PG_LEVEL_2M:
         held.cost = "tdh_mem_page_remove_2m"
-    if tdcs.op_state in IMPORT_OP_STATES:
-        after = SeptState.REMOVED
-    yield module.write_entry(walk.septe, make(after))
+    yield from free_aliases(module, tdcs, entry, gfn, level)
+    importing = tdcs.op_state in IMPORT_OP_STATES
+    yield from held.commit(walk, make_removed(tdcs.migration.mig_epoch) if importing else make(after))
     yield tdr.chldcnt.fetch_add(-level.pages)
     page.free()
-    return SeamcallReturn(Status.TDX_SUCCESS, rcx=pfn << PAGE_SHIFT)
+    hint = yield from module.pamt.count_out(page)
+    return SeamcallReturn(Status.TDX_SUCCESS, rcx=pfn << PAGE_SHIFT | hint)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @seamcall("TDH.MNG.ADDCX", leaf=1, rcx="pfn", rdx="td")
-def tdh_mng_addcx(module: TdxModule, held: Held, *, td: Td, pfn: Pfn) -> Steps[SeamcallReturn]:  # noqa: ARG001
-    """Add a TDCX page; reference 6.1."""
+def tdh_mng_addcx(module: TdxModule, held: Held, *, td: Td, pfn: Pfn) -> Steps[SeamcallReturn]:
+    """Add a TDCX page. RND_NO_ENTROPY comes by injection only. Source: tdh_mng_add_cx.c; reference 6.1."""
     tdr = yield from lock_tdr(held, td, Operand.RDX, exclusive=True)
     require(not tdr.fatal, Status.TDX_TD_FATAL)
     require(tdr.lifecycle is Lifecycle.KEYS_CONFIGURED, Status.TDX_TD_KEYS_NOT_CONFIGURED)
@@ -29,6 +29,7 @@ def tdh_mng_addcx(module: TdxModule, held: Held, *, td: Td, pfn: Pfn) -> Steps[S
     require(tdr.tdcs.op_state in ALLOWED_OP_STATES["TDH.MNG.ADDCX"], Status.TDX_OP_STATE_INCORRECT)
     # All checks passed.
     tdr.tdcx.append(pfn)
-    page.assign(PageType.PT_TDCX, td.tdr_pfn)
     yield tdr.chldcnt.fetch_add(1)
+    page.assign(PageType.PT_TDCX, td.tdr_pfn)
+    yield from module.pamt.count_in(page)
     return SUCCESS

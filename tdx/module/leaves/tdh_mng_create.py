@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def tdh_mng_create(module: TdxModule, held: Held, *, td: Td, hkid: int) -> Steps[SeamcallReturn]:
     """Turn a free page into the TDR of a new TD.
 
-    Reference 6.1. RND_NO_ENTROPY comes by injection only.
+    RND_NO_ENTROPY comes by injection only. Source: tdh_mng_create.c; reference 6.1.
     """
     kot = module.kot
     require(hkid in kot.hkids, Status.TDX_OPERAND_INVALID, Operand.RDX)
@@ -29,5 +29,8 @@ def tdh_mng_create(module: TdxModule, held: Held, *, td: Td, hkid: int) -> Steps
     require(kot.hkids[hkid].state is HkidState.FREE, Status.TDX_HKID_NOT_FREE)
     # All checks passed.
     kot.hkids[hkid].state = HkidState.ASSIGNED
-    page.assign(PageType.PT_TDR, None, Tdr(td.tdr_pfn, hkid, module.packages))
+    tree_host_priority = module.profile.tree_host_priority
+    tdr = Tdr(td.tdr_pfn, hkid, module.packages, tree_host_priority=tree_host_priority)
+    page.assign(PageType.PT_TDR, None, tdr)
+    yield from module.pamt.count_in(page)
     return SUCCESS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sim import Steps
-from tdx.module.objects import Lifecycle
+from tdx.module.objects import Lifecycle, LogicalProcessor, package_of
 from tdx.module.seamcall import lock_tdr, seamcall
 from tdx.module.status import SUCCESS, Operand, SeamcallReturn, Status, require
 
@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 
 
 @seamcall("TDH.MNG.KEY.CONFIG", leaf=8, rcx="td")
-def tdh_mng_key_config(module: TdxModule, held: Held, *, td: Td, package: int = 0) -> Steps[SeamcallReturn]:
+def tdh_mng_key_config(
+    module: TdxModule,
+    held: Held,
+    *,
+    td: Td,
+    lp: LogicalProcessor | None = None,
+    package: int | None = None,
+) -> Steps[SeamcallReturn]:
     """Configure the key on the package of the calling LP; on the last package the TD's keys are configured.
 
-    Reference 6.1. KEY_GENERATION_FAILED comes by injection only. KEY_CONFIGURED is a warning.
+    Args:
+        package: for callers that have no `lp` at hand; 0 if neither is given.
+    KEY_GENERATION_FAILED comes by injection only. KEY_CONFIGURED is a warning. Source: tdh_mng_key_config.c; reference 6.1.
     """
+    package = package_of(lp, package)
     tdr = yield from lock_tdr(held, td, Operand.RCX, exclusive=True)
     require(not tdr.fatal, Status.TDX_TD_FATAL)
     require(tdr.lifecycle is Lifecycle.HKID_ASSIGNED, Status.TDX_LIFECYCLE_STATE_INCORRECT)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @seamcall("TDH.MNG.KEY.FREEID", leaf=20, rcx="td")
 def tdh_mng_key_freeid(module: TdxModule, held: Held, *, td: Td) -> Steps[SeamcallReturn]:
-    """Free the key id once all packages have written back their caches. Reference 6.1."""
+    """Free the key id once all packages have written back their caches. Source: tdh_mng_key_freeid.c; reference 6.1."""
     tdr = yield from lock_tdr(held, td, Operand.RCX, exclusive=True)
     require(tdr.lifecycle is Lifecycle.BLOCKED, Status.TDX_LIFECYCLE_STATE_INCORRECT)
     yield from held.exclusive(module.kot.lock, Operand.KOT)

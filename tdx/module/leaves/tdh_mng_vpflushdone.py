@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @seamcall("TDH.MNG.VPFLUSHDONE", leaf=19, rcx="td")
 def tdh_mng_vpflushdone(module: TdxModule, held: Held, *, td: Td) -> Steps[SeamcallReturn]:
-    """Block the TD for good; every package has its caches to write back. Reference 6.1."""
+    """Block the TD for good; every package has its caches to write back. Source: tdh_mng_vpflushdone.c; reference 6.1."""
     tdr = yield from lock_tdr(held, td, Operand.RCX, exclusive=True)
     yield from held.exclusive(module.kot.lock, Operand.KOT)
     require(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @seamcall("TDH.MR.FINALIZE", leaf=17, rcx="td")
 def tdh_mr_finalize(module: TdxModule, held: Held, *, td: Td) -> Steps[SeamcallReturn]:  # noqa: ARG001
-    """Close the measurement: op_state INITIALIZED -> RUNNABLE. Reference 6.1."""
+    """Close the measurement: op_state INITIALIZED -> RUNNABLE. Source: tdh_mr_finalize.c; reference 6.1."""
     _, tdcs = yield from lock_td(held, td, "TDH.MR.FINALIZE", Operand.RCX, exclusive=True)
     vcpus = yield tdcs.num_vcpus.read_once()
     require(vcpus > 0, Status.TDX_NO_VCPUS)

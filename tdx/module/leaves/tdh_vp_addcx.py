@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @seamcall("TDH.VP.ADDCX", leaf=4, rcx="pfn", rdx="tdvpr_pfn")
-def tdh_vp_addcx(module: TdxModule, held: Held, *, tdvpr_pfn: Pfn, pfn: Pfn) -> Steps[SeamcallReturn]:  # noqa: ARG001
-    """Add a TDCX page to the TDVPS. Reference 6.1."""
+def tdh_vp_addcx(module: TdxModule, held: Held, *, tdvpr_pfn: Pfn, pfn: Pfn) -> Steps[SeamcallReturn]:
+    """Add a TDCX page to the TDVPS. Source: tdh_vp_addcx.c; reference 6.1."""
     vcpu = yield from lock_vcpu(held, tdvpr_pfn, Operand.RDX, exclusive=True)
     yield from check_td(held, vcpu.tdr, "TDH.VP.ADDCX")
     state = yield vcpu.state.read_once()
@@ -27,6 +27,7 @@ def tdh_vp_addcx(module: TdxModule, held: Held, *, tdvpr_pfn: Pfn, pfn: Pfn) -> 
     page = yield from lock_new_page(held, pfn, Operand.RCX)
     # All checks passed.
     vcpu.tdcx.append(pfn)
-    page.assign(PageType.PT_TDCX, vcpu.tdr.pfn)
     yield vcpu.tdr.chldcnt.fetch_add(1)
+    page.assign(PageType.PT_TDCX, vcpu.tdr.pfn)
+    yield from module.pamt.count_in(page)
     return SUCCESS

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 @seamcall("TDH.VP.CREATE", leaf=10, rcx="tdvpr_pfn", rdx="td")
-def tdh_vp_create(module: TdxModule, held: Held, *, td: Td, tdvpr_pfn: Pfn) -> Steps[SeamcallReturn]:  # noqa: ARG001
-    """Turn a free page into a TDVPR. Reference 6.1."""
+def tdh_vp_create(module: TdxModule, held: Held, *, td: Td, tdvpr_pfn: Pfn) -> Steps[SeamcallReturn]:
+    """Turn a free page into a TDVPR. Source: tdh_vp_create.c; reference 6.1."""
     tdr, _ = yield from lock_td(held, td, "TDH.VP.CREATE", Operand.RDX)
     page = yield from lock_new_page(held, tdvpr_pfn, Operand.RCX)
     # All checks passed.
     vcpu = Tdvps(tdvpr_pfn, tdr)
+    yield tdr.chldcnt.fetch_add(1)
     page.assign(PageType.PT_TDVPR, td.tdr_pfn, vcpu)
     tdr.vcpus.append(vcpu)
-    yield tdr.chldcnt.fetch_add(1)
+    yield from module.pamt.count_in(page)
     return SUCCESS

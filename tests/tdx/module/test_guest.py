@@ -8,14 +8,18 @@ from sim import Kernel
 from tdx.module import (
     SEPT_VE_DISABLE,
     Access,
+    ExitReason,
     ExtendedType,
     Operand,
+    Registers,
     SeptState,
     Status,
     TdExit,
     VirtualizationException,
     hardware_walk,
     private_ept_violation,
+    profile_named,
+    tdcall,
     tdg_mem_page_accept,
     tdg_vp_veinfo_get,
     tdg_vp_vmcall,
@@ -25,9 +29,10 @@ from tdx.module import (
     tdh_mem_track,
 )
 from tdx.module.profile import TDX_1_5_01
-from tdx.module.septe import TDEL, TDHP
+from tdx.module.sept import SeptPage
+from tdx.module.septe import TDEL, TDHP, make
 from tests.tdx.module.worlds import DATA, GFN, World, run
-from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Pfn, gpa_of
+from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, Gpa, Pfn, gpa_of
 
 
 def accept(world, gfn=GFN, level=PG_LEVEL_4K, interrupt_pending=lambda: False):
@@ -232,9 +237,9 @@ def test_progress_and_accepts_keep_zero_step_quiet():
     assert "zero_step_armed" not in off.kernel.counters
 
 
-def septe_cell(world, gfn=GFN):
+def septe_cell(world, gfn=GFN, level=1):
     page = world.module.tdcs(world.td).root
-    while page.level > 1:
+    while page.level > level:
         page = world.module.sept_pages[page.septe(gfn).peek() >> 12 & (1 << 34) - 1]
     return page.septe(gfn)
 
@@ -279,3 +284,156 @@ def test_vmcall_leaves_and_a_wrong_mask_does_not():
 
     assert (ret.rax & 0xFFFF, ret.exit.args) == (77, (0, 12))
     assert (wrong.status, wrong.operand) == (Status.TDX_OPERAND_INVALID, Operand.RCX)
+
+
+# ACCEPT, access by access.
+
+
+def race_at(world, cut, host, guest=None):
+    """The guest takes so many steps of an ACCEPT, then the host runs to its end, then the guest; returns both results."""
+    kernel, results = world.kernel, {}
+
+    def keep(name, steps):
+        results[name] = yield from steps
+
+    kernel.thread("guest", keep("guest", guest or accept(world)))
+    kernel.thread("host", keep("host", host))
+    before = kernel.steps
+
+    def pick(kernel, candidates):
+        names = [thread.name for thread in candidates]
+        want = "guest" if kernel.steps - before < cut else "host"
+        return names.index(want) if want in names else 0
+
+    kernel.execute(pick)
+    return results["guest"], results["host"]
+
+
+WALK = 1 + 4
+"""A thread's start, and the reads of a walk through four levels."""
+
+
+@pytest.mark.parametrize(
+    ("release", "cut", "host", "guest", "priority"),
+    [
+        ("1.5.01", WALK, "TDX_SUCCESS", "exit", False),
+        ("1.5.01", WALK + 1, "TDX_OPERAND_BUSY|RCX", "TDX_OPERAND_BUSY|RCX", True),  # quirk 3
+        ("1.5.01", WALK + 2, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", True),
+        ("1.5.01", WALK + 3, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", False),  # quirk 2
+        ("1.5.01", WALK + 4, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", True),
+        ("1.5.01", WALK + 5, "TDX_SUCCESS", "TDX_SUCCESS", False),
+        ("2.0", WALK, "TDX_SUCCESS", "exit", False),
+        ("2.0", WALK + 1, "TDX_SUCCESS", "exit", False),
+        ("2.0", WALK + 2, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", True),
+        ("2.0", WALK + 3, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", True),
+        ("2.0", WALK + 4, "TDX_OPERAND_BUSY|RCX", "TDX_SUCCESS", True),
+    ],
+)
+def test_a_block_between_two_accesses_of_an_accept(release, cut, host, guest, priority):
+    """After the walk, the lock, the look at TDHP, the second read, the write, the release: who wins, and whether TDHP survives."""
+    world = World(profile=profile_named(release))
+    world.aug()
+    block = tdh_mem_range_block(world.module, td=world.td, gpa=gpa_of(GFN), level=PG_LEVEL_4K)
+    accepted, blocked = race_at(world, cut, block)
+
+    assert (str(blocked), "exit" if accepted.exit else str(accepted.ret)) == (host, guest)
+    word = septe_cell(world).peek()
+    assert (bool(word & TDHP), word & TDEL) == (priority, 0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "found", "in_1_5", "in_2_0"),
+    [
+        (SeptState.FREE, SeptState.PENDING, "TDX_PAGE_SIZE_MISMATCH|1", "TDX_SUCCESS"),
+        (SeptState.PENDING, SeptState.NL_MAPPED, "exit", "TDX_PAGE_SIZE_MISMATCH|1"),
+        (SeptState.REMOVED, SeptState.REMOVED, "TDX_PAGE_SIZE_MISMATCH|1", "exit"),
+        (SeptState.FREE, SeptState.REMOVED, "TDX_PAGE_SIZE_MISMATCH|1", "exit"),
+        (SeptState.PENDING, SeptState.FREE, "exit", "exit"),
+        (SeptState.PENDING, SeptState.MAPPED, "TDX_PAGE_ALREADY_ACCEPTED|1", "TDX_PAGE_ALREADY_ACCEPTED|1"),
+    ],
+)
+def test_an_entry_that_changes_between_walk_and_lock(seen, found, in_1_5, in_2_0):
+    """Quirk 1: 1.5 remembers from before the lock whether it was a leaf; 2.0 asks the entry that it holds, and REMOVED is free."""
+    for release, expected in (("1.5.01", in_1_5), ("2.0", in_2_0)):
+        world = World(profile=profile_named(release))
+        cell = septe_cell(world, GFN + 512, 2)
+        cell.v = int(make(seen, DATA + 512))
+
+        def change(world=world, cell=cell):
+            cell.v = int(make(found, DATA + 512))
+            yield world.module.state.read_once()
+
+        result, _ = race_at(world, WALK - 1, change(), accept(world, GFN + 512, PG_LEVEL_2M))
+        assert ("exit" if result.exit else str(result.ret)) == expected, release
+        if result.exit:
+            assert result.exit.extended >> 38 & 0xFF == found.public
+            assert result.exit.qualification == Access.WRITE | found.rwx << 3
+        assert not cell.peek() & TDEL
+
+
+def test_accept_keeps_what_is_no_state_of_the_page():
+    """PENDING_EXPORTED_DIRTY becomes EXPORTED_DIRTY; alias bits and frame stay, for both sizes."""
+    world = World()
+    for gfn, level, pfn in ((GFN, PG_LEVEL_4K, DATA + 5), (GFN + 512, PG_LEVEL_2M, DATA + 512)):
+        cell = septe_cell(world, gfn, level)
+        cell.v = int(make(SeptState.PENDING_EXPORTED_DIRTY, pfn)) | 2 << 58
+        assert run(world.kernel, accept(world, gfn, level)).ok
+        assert cell.peek() == int(make(SeptState.EXPORTED_DIRTY, pfn)) | 2 << 58
+
+
+def test_two_vcpus_accept_one_2m_page_in_turns():
+    """Each is interrupted after every part; whoever comes last maps the page, the other is told so; no part is zeroed twice."""
+    world = World(vcpus=2, accept_step_pages=64)
+    zeroed, tests = [], []
+    world.module.on_page_zeroed = lambda pfn, pages: zeroed.extend(range(pfn, pfn + pages))
+    gfn = GFN + 512
+    world.aug(gfn, DATA, PG_LEVEL_2M)
+    rax = 6
+    results = []
+    for turn in range(9):
+        pending = lambda: tests.append(1) or True  # noqa: E731
+        steps = tdcall(
+            world.module, world.vcpu(turn % 2), Registers(rax, gpa_of(gfn) | 1), interrupt_pending=pending
+        )
+        results.append(run(world.kernel, steps))
+
+    assert [result.interrupted for result in results] == [True] * 7 + [False] * 2
+    assert results[7].ok
+    assert str(results[8].ret) == "TDX_PAGE_ALREADY_ACCEPTED|1"
+    assert zeroed == list(range(DATA, DATA + 512))
+    assert len(tests) == 7  # none after the last part
+
+
+# A guest's access to a page in each state.
+
+
+@pytest.mark.parametrize("state", SeptState)
+@pytest.mark.parametrize("disabled", [True, False])
+def test_what_an_access_comes_to_in_each_state(state, disabled):
+    """Reference 11.1: a pending page that may be accepted is a #VE, or an exit of type 6; all else exits plainly. Exits are logged."""
+    world = World(attributes=SEPT_VE_DISABLE if disabled else 0)
+    gfn = GFN + 512
+    septe_cell(world, gfn, 2).v = int(make(state, DATA + 512))
+    if state is SeptState.NL_MAPPED:
+        below = world.module.sept_pages[Pfn(DATA + 512)] = SeptPage(Pfn(DATA + 512), PG_LEVEL_4K, gfn)
+        assert below.septe(gfn).peek() == make(SeptState.FREE)
+    vcpu = world.vcpu()
+    qualification = Access.READ | 1 << 7 | 1 << 12
+    gpa = Gpa(gpa_of(gfn) + 0x123)
+    outcome = run(world.kernel, private_ept_violation(world.module, world.td, vcpu, gpa, qualification, None))
+
+    acceptable = state in (SeptState.PENDING, SeptState.PENDING_EXPORTED_DIRTY)
+    if acceptable and not disabled:
+        assert outcome == VirtualizationException(gpa, qualification)
+        assert vcpu.possibly_epf_stepping == 0
+        again = run(
+            world.kernel, private_ept_violation(world.module, world.td, vcpu, gpa + 1, qualification, None)
+        )
+        assert again.double_fault
+        info = run(world.kernel, tdcall(world.module, vcpu, Registers(3))).ret
+        assert (info.rcx, info.rdx, info.r8, info.r9) == (48, qualification, 0, gpa)  # the first one's
+        return
+    assert outcome == TdExit(
+        ExitReason.EPT_VIOLATION, Access.READ, 6 if acceptable else 0, gpa_of(gfn), trap_like=False
+    )
+    assert vcpu.possibly_epf_stepping == 1

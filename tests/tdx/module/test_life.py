@@ -7,10 +7,13 @@ from tdx.module import (
     LogicalProcessor,
     Operand,
     PageType,
+    Registers,
     SeptState,
     Status,
     Td,
+    TdExit,
     TdxModule,
+    dispatch,
     tdh_mem_page_add,
     tdh_mem_page_aug,
     tdh_mem_page_remove,
@@ -21,6 +24,7 @@ from tdx.module import (
     tdh_mem_track,
     tdh_mng_addcx,
     tdh_mng_create,
+    tdh_mng_init,
     tdh_mng_key_config,
     tdh_mng_key_freeid,
     tdh_mng_vpflushdone,
@@ -33,9 +37,10 @@ from tdx.module import (
     tdh_vp_flush,
 )
 from tdx.module.invariants import INVARIANTS
+from tdx.module.objects import DEBUG, FLEXIBLE_PENDING_VE, GPAW, MIGRATABLE, SEPT_VE_DISABLE
 from tdx.module.sept_states import OpState
 from tests.tdx.module.worlds import DATA, GFN, TDMR, World, run
-from vcpu.addresses import PG_LEVEL_2M, PG_LEVEL_4K, Gpa, Pfn, gpa_of
+from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_2M, PG_LEVEL_4K, Gpa, Pfn, gpa_of
 
 
 def test_a_td_lives_and_every_page_comes_back():
@@ -263,10 +268,8 @@ def test_write_back_is_interrupted_and_resumed():
     world = World(vcpus=0, finalize=False)
     assert world.do(tdh_mng_vpflushdone, td=world.td).ok
     assert world.do(tdh_phymem_cache_wb, resume=True).status is Status.TDX_WBCACHE_RESUME_ERROR
-    assert (
-        world.do(tdh_phymem_cache_wb, interrupt_pending=lambda: True).status
-        is Status.TDX_INTERRUPTED_RESUMABLE
-    )
+    lp = LogicalProcessor(0, interrupt_pending=lambda: True)
+    assert world.do(tdh_phymem_cache_wb, lp=lp).status is Status.TDX_INTERRUPTED_RESUMABLE
     assert world.do(tdh_mng_key_freeid, td=world.td).status is Status.TDX_WBCACHE_NOT_COMPLETE
     assert world.do(tdh_phymem_cache_wb, resume=True).ok
     assert world.do(tdh_mng_key_freeid, td=world.td).ok
@@ -308,3 +311,138 @@ def test_an_invariant_notices_what_it_is_for(text):
         module.sept_pages[max(module.sept_pages)].septe(GFN).v |= 1 << 11
 
     assert holds() is not True
+
+
+def caller(module, lp=None):
+    """SEAMCALLs by registers: leaf, then RCX, RDX, R8 ..."""
+    lp = lp or LogicalProcessor(0)
+
+    def call(rax, *words, **context):
+        return run(module.kernel, dispatch(module, Registers(rax, *words), lp=lp, **context))
+
+    return call
+
+
+def test_a_life_by_registers_alone():
+    """Every call of build and teardown with the words that a host puts into registers; what comes back in them too."""
+    module = TdxModule(Kernel(), tdmr=[TDMR])
+    lp = LogicalProcessor(0, interrupt_pending=lambda: True)
+    call = caller(module, lp)
+    tdr, tdvpr, data = (frame << PAGE_SHIFT for frame in (TDMR[0], TDMR[0] + 20, DATA))
+    assert call(9, tdr, 33).ok  # MNG.CREATE
+    assert call(8, tdr).ok  # MNG.KEY.CONFIG
+    for n in range(1, 7):
+        assert call(1, tdr + n * 4096, tdr).ok  # MNG.ADDCX
+    assert str(call(21, tdr, 512)) == "TDX_OPERAND_INVALID|RDX"
+    assert call(21, tdr, 1024, config_flags=GPAW).ok  # MNG.INIT
+    assert call(10, tdvpr, tdr).ok  # VP.CREATE
+    for n in range(1, 6):
+        assert call(4, tdvpr + n * 4096, tdvpr).ok  # VP.ADDCX
+    assert call(22, tdvpr, 0x1234).ok  # VP.INIT
+    gpa = gpa_of(GFN)
+    for n, level in enumerate((4, 3, 2, 1)):
+        page_info = gpa & -(1 << 12 + 9 * level) | level
+        assert call(3, page_info, tdr, tdvpr + (10 + n) * 4096).ok  # MEM.SEPT.ADD
+    assert call(2, gpa, tdr, data, data).ok  # MEM.PAGE.ADD
+    assert call(16, gpa + 512, tdr).ok  # MR.EXTEND
+    assert call(17, tdr).ok  # MR.FINALIZE
+
+    def guest():
+        yield module.state.read_once()
+        return TdExit.external_interrupt()
+
+    assert call(0, tdvpr, guest=guest).rax == 1  # VP.ENTER
+    assert call(18, tdvpr).ok  # VP.FLUSH
+    assert call(19, tdr).ok  # MNG.VPFLUSHDONE
+    assert call(27, tdr).ok  # MNG.KEY.RECLAIMID
+    assert str(call(40, 2)) == "TDX_OPERAND_INVALID|RCX"
+    assert str(call(40, 0)) == "TDX_INTERRUPTED_RESUMABLE"
+    while (written := call(40, 1)).status is Status.TDX_INTERRUPTED_RESUMABLE:  # PHYMEM.CACHE.WB
+        assert str(call(20, tdr)) == "TDX_WBCACHE_NOT_COMPLETE"
+    assert written.ok
+    assert call(20, tdr).ok  # MNG.KEY.FREEID
+    reclaimed = call(28, data)  # PHYMEM.PAGE.RECLAIM
+    assert (reclaimed.rcx, reclaimed.rdx, reclaimed.r8) == (PageType.PT_REG, tdr, 0)
+    left = call(28, tdr)
+    assert (str(left), left.rcx, left.rdx, left.r8) == (
+        "TDX_TD_ASSOCIATED_PAGES_EXIST",
+        PageType.PT_TDR,
+        0,
+        0,
+    )
+    for entry in [entry for entry in module.pamt.assigned() if entry.kind is not PageType.PT_TDR]:
+        assert call(28, entry.pfn << PAGE_SHIFT).ok
+    assert call(28, tdr).ok
+    for hkid in (0, 33, 63):
+        assert call(41, tdr | hkid << 46).ok  # PHYMEM.PAGE.WBINVD, any key
+    assert module.pamt.assigned() == []
+
+
+def test_reclaim_says_whose_page_it_is_also_when_it_fails_late():
+    """Type, owner and size come back once the page is known: misaligned in a large page, TDR busy, TD alive; not of a free page."""
+    world = World()
+    world.aug(GFN + 512, DATA + 512, PG_LEVEL_2M)
+    owner = world.td.tdr_pfn << PAGE_SHIFT
+    known = (PageType.PT_REG, owner, 1)
+
+    def reclaim(pfn):
+        ret = world.do(tdh_phymem_page_reclaim, pfn=Pfn(pfn))
+        return str(ret), (ret.rcx, ret.rdx, ret.r8)
+
+    assert reclaim(DATA + 513) == ("TDX_OPERAND_INVALID|RCX", known)
+    assert reclaim(DATA + 512) == ("TDX_LIFECYCLE_STATE_INCORRECT", known)
+    world.module.pamt.entry(world.td.tdr_pfn, 1).lock.v = 1
+    assert reclaim(DATA + 512) == ("TDX_OPERAND_BUSY|TDR", known)
+    assert reclaim(DATA) == ("TDX_PAGE_METADATA_INCORRECT|RCX", (0, 0, 0))
+    assert reclaim(1)[0] == "TDX_OPERAND_ADDR_RANGE_ERROR|RCX"
+
+
+def test_a_start_of_the_write_back_forgets_what_was_to_be_resumed():
+    """Also if it finds nothing to do; and a package may be written back again while its key id is FLUSHED."""
+    world = World(vcpus=0, finalize=False)
+    wb, lp = tdh_phymem_cache_wb, LogicalProcessor(0, interrupt_pending=lambda: True)
+    assert world.do(tdh_mng_vpflushdone, td=world.td).ok
+    assert world.do(wb, lp=lp).status is Status.TDX_INTERRUPTED_RESUMABLE
+    assert world.do(wb).ok
+    assert world.do(wb, resume=True).status is Status.TDX_WBCACHE_RESUME_ERROR
+    assert world.do(wb).ok
+    assert world.do(wb, lp=lp).status is Status.TDX_INTERRUPTED_RESUMABLE
+    assert world.do(tdh_mng_key_freeid, td=world.td).ok
+    assert world.do(wb).status is Status.TDX_NO_HKID_READY_TO_WBCACHE
+    assert world.do(wb, resume=True).status is Status.TDX_WBCACHE_RESUME_ERROR
+
+
+def test_the_parameters_of_a_td_are_judged_in_intel_s_order():
+    """Each wrong one is named by its own operand id; then the fields are as the parameters say."""
+    world = World(vcpus=0, finalize=False)
+    module = world.module
+    tdcs = module.tdcs(world.td)
+
+    def init(**params):
+        tdcs.op_state = OpState.UNINITIALIZED
+        return str(world.do(tdh_mng_init, td=world.td, **params))
+
+    wrong = {
+        "params_hpa": 32 << 46,
+        "attributes": 1 << 5,
+        "max_vcpus": 0,
+        "num_l2_vms": 4,
+        "config_flags": 1 << 3,
+    }
+    for name, right, operand in (
+        ("params_hpa", 0, "RDX"),
+        ("attributes", MIGRATABLE | DEBUG, "ATTRIBUTES"),
+        ("attributes", DEBUG, "ATTRIBUTES"),
+        ("max_vcpus", 3, "MAX_VCPUS"),
+        ("num_l2_vms", 1, "NUM_L2_VMS"),
+    ):
+        assert init(**wrong) == f"TDX_OPERAND_INVALID|{operand}"
+        wrong[name] = right
+    assert init(**wrong) == "TDX_TDCS_NOT_ALLOCATED"
+    wrong["num_l2_vms"] = 0
+    assert init(**wrong) == "TDX_OPERAND_INVALID|EXEC_CONTROLS"
+    assert init(**wrong | {"config_flags": GPAW | FLEXIBLE_PENDING_VE}) == "TDX_SUCCESS"
+    assert (tdcs.config_flags, tdcs.private_end, tdcs.root.level) == (3, 1 << 51, 5)
+    assert (tdcs.is_debug, tdcs.max_vcpus, tdcs.td_ctls, tdcs.notify_enables) == (True, 3, 0, 0)
+    assert init(attributes=SEPT_VE_DISABLE) == "TDX_SUCCESS"
+    assert (tdcs.td_ctls, tdcs.private_end) == (1, 1 << 47)

@@ -1,13 +1,7 @@
-"""Locks: the words, the table of who takes what, and what losers see."""
-
-import csv
-from pathlib import Path
-
-import pytest
+"""Locks: the order they are given back in, and what losers see. Who takes what is the conformance run's; the words, test_lock_words's."""
 
 from sim import Kernel
 from tdx.module import (
-    Operand,
     TdExit,
     tdh_mem_page_add,
     tdh_mem_page_aug,
@@ -25,10 +19,8 @@ from tdx.module import (
     tdh_vp_create,
     tdh_vp_flush,
 )
-from tdx.module.sept_states import OpState
 from tdx.module.septe import TDEL
 from tdx.module.sharex import HP, HP_EXCLUSIVE, HP_READER, Sharex, SharexHp
-from tests.tdx.module.test_guest import septe_cell
 from tests.tdx.module.worlds import DATA, GFN, World, run
 from vcpu.addresses import PG_LEVEL_2M, PG_LEVEL_4K, Pfn, gpa_of
 
@@ -53,83 +45,6 @@ BUILT = {
     "TDH.PHYMEM.PAGE.RECLAIM": (tdh_phymem_page_reclaim, {"pfn": Pfn(DATA)}),
     "TDH.PHYMEM.PAGE.WBINVD": (tdh_phymem_page_wbinvd, {"pfn": Pfn(DATA + 9), "hkid": 32}),
 }
-
-
-def lock_of(world, what, name):
-    """The word that the table's object stands for, and what a shared holder adds to it; None if it is not a word here."""
-    module = world.module
-    tdcs = module.tdcs(world.td)
-    new = DATA + 9
-    words = {
-        "TDR.PAMT": module.pamt.entry(world.td.tdr_pfn, 1).lock,
-        "TDCS.OP_STATE": tdcs.op_state_lock,
-        "SEPT_TREE": tdcs.sept_tree_lock,
-        "TD_EPOCH": tdcs.epoch_lock,
-        "KOT": module.kot.lock,
-        "NEW_PAGE.PAMT": module.pamt.entry(new, 1).lock,
-        "NEW_SEPT_PAGE.PAMT": module.pamt.entry(new, 1).lock,
-        "NEW_TDVPR.PAMT": module.pamt.entry(new, 1).lock,
-        "TDVPR.PAMT": module.pamt.entry(world.tdvprs[0], 1).lock,
-        "PAGE.PAMT": module.pamt.entry(new if "WBINVD" in name else DATA, 1).lock,
-    }
-    return words.get(what)
-
-
-def table():
-    with (Path(__file__).parent / "data" / "seamcall_locks.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if (
-                row["seamcall"] in BUILT
-                and row["mode"] in ("shared", "exclusive")
-                and "L2" not in row["object"]
-            ):
-                yield pytest.param(row, id=f"{row['seamcall']}-{row['object']}")
-
-
-@pytest.mark.parametrize("row", list(table()))
-def test_a_taken_lock_is_busy_with_the_operand_of_the_table(row):
-    """Held exclusive, every call of the table fails on it; held shared, only those that want it exclusive."""
-    name, what = row["seamcall"], row["object"]
-    call, operands = BUILT[name]
-    for mode in ("exclusive", "shared"):
-        world = World(finalize=False)
-        world.module.pamt.entry(DATA, 1)
-        if name not in ("TDH.VP.CREATE", "TDH.MNG.VPFLUSHDONE"):
-            world.aug()
-        if name == "TDH.MEM.RANGE.UNBLOCK":
-            assert world.on(tdh_mem_range_block).ok
-        world.module.tdcs(world.td).op_state = OpState.INITIALIZED
-        if what == "SEPT_ENTRY":
-            if mode == "shared":
-                continue
-            lock = septe_cell(world, operands["gpa"] >> 12) if operands["level"] == 1 else None
-            if lock is None:
-                page = world.module.sept_pages
-                lock = next(page[pfn] for pfn in page if page[pfn].level == 2).septe(GFN + 512)
-            lock.v |= TDEL
-        else:
-            lock = lock_of(world, what, name)
-            assert lock is not None, what
-            lock.v = 1 if mode == "exclusive" else 4 if isinstance(lock, SharexHp) else 2
-        before = lock.v
-        extra = {} if name.startswith("TDH.PHYMEM") else {"td": world.td}
-        if name == "TDH.VP.FLUSH":
-            extra = {"tdvpr_pfn": world.tdvprs[0], "lp": world.lps[0]}
-        ret = world.do(call, **extra, **operands)
-
-        lost = mode == "exclusive" or row["mode"] == "exclusive"
-        status, operand = row["error_on_busy"].split("|")
-        if lost:
-            assert (ret.status.name, ret.operand) == (status, Operand[operand])
-        else:
-            assert ret.status.name != status
-            assert lock.v == before
-        held = [
-            cell.name
-            for cell in (lock_of(world, other, name) for other in ("SEPT_TREE", "TDCS.OP_STATE", "TDR.PAMT"))
-            if cell is not lock and cell.v & ~HP
-        ]
-        assert held == []
 
 
 def step(access, kernel=None):
@@ -214,3 +129,36 @@ def test_a_running_vcpu_keeps_its_td():
     run(world.kernel, world.enter(guest))
     assert str(seen[0]) == "TDX_OPERAND_BUSY|RCX"
     assert seen[1] == 0
+
+
+def test_locks_are_given_back_in_reverse_order():
+    """Last taken, first let go, in every call; only an S-EPT entry may go before, by the write that commits or by itself."""
+    for name, (call, operands) in BUILT.items():
+        world = World(finalize=False)
+        if name not in ("TDH.VP.CREATE", "TDH.MNG.VPFLUSHDONE"):
+            world.aug()
+        if name == "TDH.MEM.RANGE.UNBLOCK":
+            assert world.on(tdh_mem_range_block).ok
+        taken, given, committed = [], [], []
+
+        def watch(_kernel, _thread, access, taken=taken, given=given, committed=committed):
+            what = str(access)
+            if what.startswith(("try ", "lock entry")):
+                taken.append(access.target.name)
+            elif what.startswith("unlock"):
+                given.append(access.target.name)
+            elif what.startswith("write sept") and access.target.name in taken and not access.new & TDEL:
+                committed.append(access.target.name)
+
+        world.kernel.check(watch)
+        extra = {} if name.startswith("TDH.PHYMEM") else {"td": world.td}
+        if name == "TDH.VP.FLUSH":
+            extra = {"tdvpr_pfn": world.tdvprs[0], "lp": world.lps[0]}
+        world.do(call, **extra, **operands)
+
+        entries = [lock for lock in taken if lock.startswith("sept[")]
+        assert entries == committed + [lock for lock in given if lock in entries], name
+        assert [lock for lock in reversed(taken) if lock not in entries] == [
+            lock for lock in given if lock not in entries
+        ], name
+        assert taken, name

@@ -46,9 +46,10 @@ def run(kernel, steps):
 class World:
     """A module with one TD; every step of the build is a call below."""
 
-    def __init__(self, kernel=None, *, vcpus=1, finalize=True, attributes=0, **options):
+    def __init__(self, kernel=None, *, vcpus=1, finalize=True, attributes=0, l2_vms=0, **options):
         self.kernel = kernel if kernel is not None else Kernel()
         self.module = TdxModule(self.kernel, tdmr=[TDMR], **options)
+        self.l2_vms = l2_vms
         self._next = TDMR[0]
         self.td = Td(self.page(), "td0")
         self.lps = [LogicalProcessor(n) for n in range(max(vcpus, 1))]
@@ -66,15 +67,15 @@ class World:
         done = [(yield from tdh_mng_create(module, td=td, hkid=32))]
         for package in range(module.packages):
             done.append((yield from tdh_mng_key_config(module, td=td, package=package)))  # noqa: PERF401 - a comprehension cannot yield
-        self.tdcx = [self.page() for _ in range(TDCX_PAGES)]
+        self.tdcx = [self.page() for _ in range(TDCX_PAGES + self.l2_vms)]
         for pfn in self.tdcx:
             done.append((yield from tdh_mng_addcx(module, td=td, pfn=pfn)))  # noqa: PERF401 - a comprehension cannot yield
-        done.append((yield from tdh_mng_init(module, td=td, attributes=attributes)))
+        done.append((yield from tdh_mng_init(module, td=td, attributes=attributes, num_l2_vms=self.l2_vms)))
         for n in range(vcpus):
             tdvpr = self.page()
             self.tdvprs.append(tdvpr)
             done.append((yield from tdh_vp_create(module, td=td, tdvpr_pfn=tdvpr)))
-            for _ in range(TDVPS_PAGES - 1):
+            for _ in range(TDVPS_PAGES + 3 * self.l2_vms - 1):
                 done.append((yield from tdh_vp_addcx(module, tdvpr_pfn=tdvpr, pfn=self.page())))  # noqa: PERF401 - a comprehension cannot yield
             done.append((yield from tdh_vp_init(module, tdvpr_pfn=tdvpr, lp=self.lps[n])))
         yield from self.tables(GFN)
