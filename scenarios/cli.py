@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "hunt": "Search a scenario's interleavings for races and broken invariants.",
     "replay": "Make a finding happen again and show it; --shrink makes it smaller.",
     "races": "Find the data races of a recorded log.",
+    "seamcall": "Call the TDX module's leaves by hand, or from a script.",
     "check": "Check scenario files, run nothing.",
     "list": "List the scenarios of the library and their questions.",
     "schema": "Print the JSON Schema of scenario files.",

@@ -24,3 +24,4 @@ def command(as_json: bool) -> None:
         click.echo(f"{entry['scenario']:<{width}}  {lines[0]}")
         for line in lines[1:]:
             click.echo(f"{'':<{width}}  {line}")
+    click.echo("\nThe scripts of `tdsim seamcall`, for the module alone: tdsim seamcall --list")
