@@ -24,6 +24,7 @@ from scenarios.loading import load
 from scenarios.run import prepare
 from sim import Kernel, explore
 from sim.events import EventLog
+from tests.bench import seamcalls
 from tests.bench.protocols import m1, m2, m3
 
 STRATEGIES = ("random", "pct:3", "pos", "surw", "portfolio", "dpor")
@@ -265,6 +266,15 @@ def cost_per_fault() -> None:
         )
 
 
+def module() -> None:
+    """The TDX module alone: every leaf, then the tables."""
+    print()
+    line("SEAMCALLs and TDCALLs, one after the other: calls a second", "", "no target")
+    for rate in seamcalls.rates():
+        line(f"  {rate.name:28} {rate.level:4} {rate.steps:5} steps", f"{rate.per_second:,.0f} /s")
+    line("make conformance, both tables, one process", f"{seamcalls.conformance_s():.1f} s", "60 s")
+
+
 def start_up() -> None:
     program = Path(sys.executable).with_name("tdsim")
     library = Path(__file__).resolve().parents[2] / "scenarios" / "library" / "fault-vs-convert.yaml"
@@ -298,6 +308,7 @@ def main() -> None:
     executions()
     jobs()
     cost_per_fault()
+    module()
     start_up()
     print(f"\nmeasured in {perf_counter() - began_s:.0f} s")
 
