@@ -4,6 +4,8 @@
 #   make bench   the speed table, measured side by side on this machine
 #   make bench-peers   the three protocols of tests/bench/peers under tdsim, SPIN and Harmony (OPTIONS=--quick: minutes)
 #   make soak    the long searches
+#   make conformance   the TDX module against the published tables, row by row (TABLE=path.csv: another table)
+#   make pairs   every two calls of the module on one entry or page, in every order: docs/seamcall-pairs.md
 #   make corpus  every known race planted, hunted by every strategy: docs/race-scoreboard.md
 #   make lint    ruff and mypy only
 #   make clean   removes .venv, out/ and caches
@@ -16,7 +18,7 @@ STAMP  := .venv/.stamp
 
 DEMO_SCENARIO := scenarios/library/fault-vs-convert.yaml
 
-.PHONY: demo test bench bench-peers lint soak clean install corpus
+.PHONY: demo test bench bench-peers lint soak clean install corpus conformance pairs module-coverage
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -41,6 +43,12 @@ bench-peers: $(STAMP)
 
 soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
+
+conformance: $(STAMP)
+	$(BIN)/python -m tests.conformance $(if $(TABLE),--table $(TABLE)) $(OPTIONS)
+
+pairs: $(STAMP)
+	$(BIN)/python -m tests.pairwise --jobs 2 --write docs/seamcall-pairs.md
 
 corpus: $(STAMP)
 	$(BIN)/python -m tests.corpus --jobs 2 --write docs/race-scoreboard.md

@@ -39,6 +39,7 @@ def sessions(text):
     [
         ("## Five minutes", "A mistake is told", 1, 5),
         ("## Put your patch under the hunt", "### Strategies", 3, 5),
+        ("## The module by hand", "### How far it can be trusted", 1, 2),
     ],
 )
 def test_a_chapter_works_as_written(tmp_path, first, last, saved, commands):

@@ -1,25 +1,26 @@
 """Intel's TDX module: leaf calls as guarded state transitions over the tables they keep.
 
-What is modelled. The module 1.5.01 as a host and a guest meet it, for a TD from birth to death: TDR, TDCS, TDVPS, PAMT, key
-ids, and the S-EPT with one 64-bit word per entry (`septe`). Calls try their locks and fail busy (`locks`), check in Intel's
-order, and refuse before they change anything (`seamcall`, `leaves/`, one file per leaf). Which leaf may act on which S-EPT
-state is one table (`sept_states`). TLB tracking: epochs, the two REFCOUNTs, BEPOCH. Inside the guest: ACCEPT with its page
-zeroing in steps, #VE or exit for a missing page, host priority with its timeout (`tdcall`), the defences against stepping
-(`stepping`). Observers look through the `peek` helpers of `TdxModule`; `invariants` says what must always hold.
-A TD can be exported and imported (`migration`; `migration_data` says how a list call is made), its metadata read and written by field
-(`metadata`).
+What is modelled. The module 1.5.01 as a host and a guest meet it, for a TD from birth to death: TDR, TDCS, TDVPS, key ids, the PAMT in
+three sizes, and the S-EPT with one 64-bit word per entry (`septe`). Calls try their locks and fail busy (`locks`), check in Intel's
+order, and refuse before they change anything (`seamcall`; `leaves/`, one file per call). Which leaf may act on which S-EPT state and
+in which op_state is one table (`sept_states`). TLB tracking: epochs, the two REFCOUNTs, BEPOCH (`tracking`). Resizing, with what an
+interruption leaves behind (`resize`); L2 S-EPT trees (`l2`); export and import of TDs (`migration`; `migration_data` says how a list call
+is made); metadata by field (`metadata`). Inside the guest: ACCEPT with its page zeroing in steps and the attribute calls, #VE or exit
+for a missing page, host priority with its timeout (`tdcall`), the defences against stepping (`stepping`). Other releases, and Dynamic
+PAMT, are a `profile`. Both sides can be called by registers (`dispatch`, `tdcall`). Observers look through the `peek` helpers of
+`TdxModule`; `invariants` says what holds at rest, `watch` holds every step of a search to the module's rules.
 
-What is not, and why. Cryptography and serialised metadata of a migration. Running L2 VMs (their S-EPT trees are there: `l2`), service TDs:
-later.
-TLBs: a translation is cached where the guest runs; a `LogicalProcessor` has a hook that flushes. Caches and keys'
-effect on contents: WBINVD and CACHE.WB take their locks and time, nothing else. Guest state beside RAX: what the embedding runs
-keeps it. Entropy, key generation, TSC and MSR checks fail by injection only, before anything has happened.
+What is not, and why. Cryptography and serialised metadata of a migration: nobody asks for bytes. Running L2 VMs, service TDs: later.
+TLBs: a translation is cached where the guest runs; a `LogicalProcessor` has a hook that flushes. Caches and keys' effect on contents:
+WBINVD and CACHE.WB take their locks and time, and `TdxModule.overwritten` says what a DEMOTE that did not commit has written. Guest
+state beside RAX: what the embedding runs keeps it. SYS.* calls: the module is there and READY. Entropy, key generation, TSC and MSR
+checks fail by injection only, before anything has happened.
 
 Where one access stands for several: a lock attempt with its host-priority bit; sampling the epoch with being counted in it; the
 zeroing of many pages by ACCEPT and the locking of many children by PROMOTE, both by a number that the embedding chooses. Each
 says at its place why nobody can tell, or what is lost. Fields guarded by a lock held exclusive need no access of their own.
 
-Sources. The public source of module 1.5.01; our reading of it in the reference, whose section numbers the docstrings cite.
+Sources. Intel's public sources, 1.5.01 as the base, and our reading of them in the reference, whose section numbers the docstrings cite.
 Who may import whom: this package imports `sim` and `vcpu.addresses` only. It never learns who its host is.
 """
 

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 from sim import Cell, Steps
 from tdx.module.objects import Lifecycle, Tdr, Tdvps
-from tdx.module.status import Status, require
+from tdx.module.status import SeamcallReturn, Status, require
 from vcpu.addresses import PG_LEVEL_256T
 
 T = TypeVar("T")
@@ -83,13 +83,22 @@ def field_of(fields: Sequence[Field[T]], field_id: int) -> Field[T]:
     return found
 
 
-def read_field(fields: Sequence[Field[T]], field_id: int, of: T, *, debug: bool) -> Steps[int]:
-    """The bits of a field that the host may see."""
+def read_field(
+    fields: Sequence[Field[T]], field_id: int, of: T, *, debug: bool, version: int
+) -> Steps[SeamcallReturn]:
+    """What RD returns: in R8 the bits of a field that the host may see; in RDX, from version 1 on, the id of the next field.
+
+    A null id gets the first field's id and a warning.
+    """
+    if version and is_null(field_id):
+        first = next_field(fields, field_id, debug=debug)
+        return SeamcallReturn(Status.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, rdx=first)
     field = field_of(fields, field_id)
     value = yield from field.read(of)
     mask = field.can_read(debug=debug)
     require(mask != 0, Status.TDX_METADATA_FIELD_NOT_READABLE)
-    return value & mask
+    following = next_field(fields, field_id, debug=debug) if version else 0
+    return SeamcallReturn(Status.TDX_SUCCESS, rdx=following, r8=value & mask)
 
 
 def write_field(

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim import INFINITY, Kernel
-from sim.dependence import EVERYTHING, READ, UPDATE, WRITE, Notes, conflict, note, unnoted
+from sim.dependence import ALL, EVERYTHING, MANY, READ, UPDATE, WRITE, Notes, conflict, note, unnoted
+
+KEYS = st.one_of(st.integers(0, 200).map(str), st.sampled_from(["x", "y"]), st.just(ALL))
+MODES = st.sampled_from([READ, READ, READ, READ, UPDATE, WRITE])
+FOOTPRINTS = st.lists(st.tuples(KEYS, MODES), min_size=MANY - 2, max_size=MANY + 8)
 
 
 @pytest.mark.parametrize("one", [READ, UPDATE, WRITE])
@@ -24,6 +30,19 @@ def test_other_keys_never_conflict_and_everything_always_does():
     assert conflict(EVERYTHING, (("y", READ),))
     assert conflict((("y", READ),), EVERYTHING)
     assert not conflict(EVERYTHING, ())
+
+
+@given(FOOTPRINTS, FOOTPRINTS)
+@settings(derandomize=True, deadline=None, max_examples=300)
+def test_footprints_of_many_keys_are_compared_alike(one, two):
+    """However many touches there are: two of one key in modes that conflict, or one of everything."""
+    expected = any(
+        (key == other or ALL in (key, other)) and (mode != other_mode or mode == WRITE)
+        for key, mode in one
+        for other, other_mode in two
+    )
+
+    assert conflict(tuple(one), tuple(two)) == expected
 
 
 def test_notes_are_taken_only_while_somebody_listens():

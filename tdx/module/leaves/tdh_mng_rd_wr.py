@@ -12,8 +12,6 @@ from tdx.module.metadata import (
     ALL,
     FIELD_ID_NA,
     TD_FIELDS,
-    is_null,
-    next_field,
     read_field,
     write_field,
 )
@@ -42,16 +40,10 @@ def tdh_mng_rd(
     """
     try:
         tdr, tdcs = yield from lock_td(held, td, "TDH.MNG.RD", Operand.RCX)
-        debug = tdcs.is_debug
-        if version and is_null(field_id):
-            first = next_field(TD_FIELDS, field_id, debug=debug)
-            return SeamcallReturn(Status.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, rdx=first)
-        value = yield from read_field(TD_FIELDS, field_id, tdr, debug=debug)
+        return (yield from read_field(TD_FIELDS, field_id, tdr, debug=tdcs.is_debug, version=version))
     except Refused as refused:
         refused.rdx = FIELD_ID_NA if version else 0
         raise
-    following = next_field(TD_FIELDS, field_id, debug=debug) if version else 0
-    return SeamcallReturn(Status.TDX_SUCCESS, rdx=following, r8=value)
 
 
 @seamcall("TDH.MNG.WR", leaf=13, rcx="td", rdx="field_id", r8="data", r9="mask")

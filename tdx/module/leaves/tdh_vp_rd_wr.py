@@ -13,8 +13,6 @@ from tdx.module.metadata import (
     ALL,
     FIELD_ID_NA,
     VP_FIELDS,
-    is_null,
-    next_field,
     read_field,
     write_field,
 )
@@ -44,16 +42,10 @@ def tdh_vp_rd(
     """Read a field; R8 returns the bits that may be seen. Version 1: as TDH.MNG.RD. Cost: no row in the table, `seamcall_null`."""
     try:
         vcpu = yield from _lock(held, tdvpr_pfn, lp, "TDH.VP.RD", READABLE_STATES)
-        debug = vcpu.tdcs.is_debug
-        if version and is_null(field_id):
-            first = next_field(VP_FIELDS, field_id, debug=debug)
-            return SeamcallReturn(Status.TDX_METADATA_FIRST_FIELD_ID_IN_CONTEXT, rdx=first)
-        value = yield from read_field(VP_FIELDS, field_id, vcpu, debug=debug)
+        return (yield from read_field(VP_FIELDS, field_id, vcpu, debug=vcpu.tdcs.is_debug, version=version))
     except Refused as refused:
         refused.rdx = FIELD_ID_NA if version else 0
         raise
-    following = next_field(VP_FIELDS, field_id, debug=debug) if version else 0
-    return SeamcallReturn(Status.TDX_SUCCESS, rdx=following, r8=value)
 
 
 @seamcall("TDH.VP.WR", leaf=43, rcx="tdvpr_pfn", rdx="field_id", r8="data", r9="mask")
