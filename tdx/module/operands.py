@@ -3,7 +3,7 @@
 A leaf says of each input register what it carries (`seamcall(rcx="page_info", rdx="td+allow_existing")`); a name with `?` may be
 NULL_PA, one after `+` is bit 0 of the word. `DECODE` makes operands of a register's word without judging them: what no typed
 operand can express (reserved bits, an address that is not a page's) becomes an operand that the leaf is sure to refuse, with the
-status that the module has for it. `check_operands` is for callers who write Python and expect Python's errors.
+status that the module has for it. `OperandCheck` is for callers who write Python and expect Python's errors.
 Source: reference 3.4, 5, 8; tdx_api_defs.h (page_info_api_input_t, td_handle_and_flags_t).
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from typing import Any
 
 from tdx.module.status import NULL_PA
@@ -139,28 +140,52 @@ def mapping_and_flags(gpa: int, level: PgLevel, *, pending: bool) -> int:
     return gpa & -level.size | level.tdx | pending << 62
 
 
-def check_operands(leaf: str, operands: Mapping[str, Any]) -> None:
-    """See that typed operands can be what they are called.
+class OperandCheck:
+    """Sees that typed operands can be what they are called, before the call makes its first step."""
 
-    Raises: TypeError: a TD that is no `Td`. ValueError: a level that does not exist, an address or frame out of range, a
-    guest address that is not aligned to the level's size.
-    """
-    level = operands.get("level")
-    if level is not None and not isinstance(level, PgLevel):
-        raise ValueError(
-            f"{leaf}: {level!r} is no level; there are {', '.join(known.name for known in PgLevel)}"
-        )
-    for name, value in operands.items():
-        if name == "td":
-            if not isinstance(value, Td):
-                raise TypeError(f"{leaf}: td is {value!r}, not a Td")
-        elif name == "gpa":
-            if not 0 <= value < GPA_END:
-                raise ValueError(f"{leaf}: gpa {value:#x} is no guest physical address of 52 bits")
-            if level is not None and value & (level.size - 1):
-                raise ValueError(f"{leaf}: gpa {value:#x} is not aligned to {level.name} ({level.size:#x})")
-        elif name == "data":
-            if not 0 <= value < 1 << 64:
-                raise ValueError(f"{leaf}: data {value:#x} does not fit into 8 bytes")
-        elif name.endswith("pfn") and value is not None and not 0 <= value < GPA_END >> PAGE_SHIFT:
-            raise ValueError(f"{leaf}: {name} {value:#x} is no page frame number")
+    __slots__ = ("_leaf", "_needed", "names")
+
+    def __init__(self, leaf: str, body: Callable[..., object], *not_operands: str) -> None:
+        parameters = {
+            name: parameter
+            for name, parameter in signature(body).parameters.items()
+            if name not in not_operands
+        }
+        self._leaf = leaf
+        self.names = frozenset(parameters)
+        """All operands by name."""
+        self._needed = [
+            name for name, parameter in parameters.items() if parameter.default is Parameter.empty
+        ]
+
+    def __call__(self, operands: Mapping[str, Any]) -> None:
+        """Raises: TypeError: an operand that the leaf does not have, or that is missing, or a TD that is no `Td`. ValueError: a level
+        that does not exist, an address or frame out of range, a guest address that is not aligned to the level's size.
+        """
+        leaf = self._leaf
+        for name in operands:
+            if name not in self.names:
+                raise TypeError(f"{leaf}: no operand {name!r}; there are {', '.join(sorted(self.names))}")
+        for name in self._needed:
+            if name not in operands:
+                raise TypeError(f"{leaf}: operand {name!r} is missing")
+        level = operands.get("level")
+        if level is not None and not isinstance(level, PgLevel):
+            known = ", ".join(known.name for known in PgLevel)
+            raise ValueError(f"{leaf}: {level!r} is no level; there are {known}")
+        for name, value in operands.items():
+            if name == "td":
+                if not isinstance(value, Td):
+                    raise TypeError(f"{leaf}: td is {value!r}, not a Td")
+            elif name == "gpa":
+                if not 0 <= value < GPA_END:
+                    raise ValueError(f"{leaf}: gpa {value:#x} is no guest physical address of 52 bits")
+                if level is not None and value & (level.size - 1):
+                    raise ValueError(
+                        f"{leaf}: gpa {value:#x} is not aligned to {level.name} ({level.size:#x})"
+                    )
+            elif name == "data":
+                if not 0 <= value < 1 << 64:
+                    raise ValueError(f"{leaf}: data {value:#x} does not fit into 8 bytes")
+            elif name.endswith("pfn") and value is not None and not 0 <= value < GPA_END >> PAGE_SHIFT:
+                raise ValueError(f"{leaf}: {name} {value:#x} is no page frame number")

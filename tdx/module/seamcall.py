@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec
 
 from sim import Steps
 from tdx.module.events import SeamcallEntered, SeamcallReturned
 from tdx.module.locks import Held
 from tdx.module.objects import NOT_ASSOCIATED, TDCX_PAGES, Lifecycle, LogicalProcessor, Tdcs, Tdr, Tdvps
-from tdx.module.operands import check_operands, encode
+from tdx.module.operands import OperandCheck, encode
 from tdx.module.pamt import PageType, PamtEntry
 from tdx.module.sept_states import ALLOWED_OP_STATES
 from tdx.module.status import Operand, Refused, SeamcallReturn, Status, require
@@ -64,8 +63,8 @@ def seamcall(
 ]:
     """Make a leaf of a generator.
 
-    The public call takes operands that make sense and raises TypeError or ValueError at once for a level that is none, an
-    unaligned or negative address, or a page that is none; what the module answers to such operands is to be had from
+    The public call takes operands that make sense and raises TypeError or ValueError at once for an operand that the leaf does not
+    have, a level that is none, an unaligned or negative address, or a page that is none; what the module answers to such operands is to be had from
     `LEAVES[name].call` and, register by register, from `dispatch`.
 
     Args:
@@ -78,6 +77,8 @@ def seamcall(
     def decorate(
         body: Callable[Concatenate[TdxModule, Held, P], Steps[SeamcallReturn]],
     ) -> Callable[Concatenate[TdxModule, P], Steps[SeamcallReturn]]:
+        check = OperandCheck(name, body, "module", "held")
+
         def as_it_comes(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
             kernel = module.kernel
             started_ns = kernel.now_ns
@@ -112,11 +113,10 @@ def seamcall(
 
         @wraps(body)
         def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[SeamcallReturn]:
-            check_operands(name, operands)
+            check(operands)
             return as_it_comes(module, *args, **operands)
 
-        parameters = frozenset(signature(body).parameters) - {"module", "held"}
-        LEAVES[name] = BY_NUMBER[leaf] = Leaf(name, leaf, inputs, parameters, as_it_comes)
+        LEAVES[name] = BY_NUMBER[leaf] = Leaf(name, leaf, inputs, check.names, as_it_comes)
         return call
 
     return decorate

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import signature
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, cast
 
 from sim import Steps
 from tdx.module.dispatch import LEAF_BITS, Registers
 from tdx.module.exits import ExitReason, TdcallResult, TdExit
-from tdx.module.operands import Td, decode
+from tdx.module.operands import OperandCheck, Td, decode
 from tdx.module.status import Operand, SeamcallReturn, Status
 
 if TYPE_CHECKING:
@@ -62,8 +61,9 @@ def guest_call(
     def decorate(
         body: Callable[Concatenate[TdxModule, P], Steps[TdcallResult]],
     ) -> Callable[Concatenate[TdxModule, P], Steps[TdcallResult]]:
-        @wraps(body)
-        def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[TdcallResult]:
+        check = OperandCheck(name, body, "module")
+
+        def as_it_comes(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[TdcallResult]:
             vcpu = cast("Tdvps", operands["vcpu"])
             rip = cast("int | None", operands.get("rip"))
             kernel = module.kernel
@@ -83,8 +83,12 @@ def guest_call(
             kernel.record(counted, kernel.now_ns - started_ns)
             return result
 
-        parameters = frozenset(signature(body).parameters) - {"module"}
-        TDCALLS[name] = BY_NUMBER[leaf] = GuestLeaf(name, leaf, inputs, parameters, call)
+        @wraps(body)
+        def call(module: TdxModule, /, *args: P.args, **operands: P.kwargs) -> Steps[TdcallResult]:
+            check(operands)
+            return as_it_comes(module, *args, **operands)
+
+        TDCALLS[name] = BY_NUMBER[leaf] = GuestLeaf(name, leaf, inputs, check.names, as_it_comes)
         return call
 
     return decorate

@@ -33,7 +33,7 @@ from tdx.module.leaves import tdh_mem_page_remove as remove_file
 from tdx.module.objects import DEBUG, EPT_VIOLATION_ON_L2_SEPT_WALK_FAILURE
 from tdx.module.operands import page_info
 from tdx.module.status import ModuleShutdown
-from tdx.module.tdcall import tdcall
+from tdx.module.tdcall import TDCALLS, tdcall
 from tests.tdx.module.l2_worlds import ALL, READ_WRITE, L2World, mapped, of_vm
 from tests.tdx.module.worlds import DATA, GFN, run
 from vcpu.addresses import LEVELS, PG_LEVEL_2M, PG_LEVEL_4K, PG_LEVEL_512G, Pfn, gpa_of
@@ -165,7 +165,7 @@ def test_an_illegal_combination_changes_nothing_anywhere():
 def test_operands_of_attr_wr(attributes, flags, gpa, level, operand):
     """Attributes of the TD itself, of no VM, without VALID; flags of no VM; a page that is none."""
     world = mapped()
-    call = tdg_mem_page_attr_wr(
+    call = TDCALLS["TDG.MEM.PAGE.ATTR.WR"].call(
         world.module, vcpu=world.vcpu(), gpa=gpa, level=LEVELS[level], attributes=attributes, flags=flags
     )
 
