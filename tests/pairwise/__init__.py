@@ -1,0 +1,13 @@
+"""Pairs of leaves on one place: every interleaving, in every reachable state.
+
+- `states`: what can be the case around one S-EPT entry and its parent.
+- `world`: a module in such a state, built directly.
+- `calls`: the leaves that are paired, one line each.
+- `reach`: which states there are, by closing the initial ones under all calls.
+- `search`: one pair in one state, exhausted by `sim.explore` with `dpor`.
+- `matrix`: what reference 4.4 and the table of locks say of a pair.
+- `quirks`: the rows of reference 14, each in a world of its own.
+- `page`: docs/seamcall-pairs.md.
+
+`python -m tests.pairwise [--jobs N] [--only LEAF] [--write docs/seamcall-pairs.md]`.
+"""
