@@ -6,6 +6,7 @@
 #   make soak    the long searches
 #   make conformance   the TDX module against the published tables, row by row (TABLE=path.csv: another table)
 #   make pairs   every two calls of the module on one entry or page, in every order: docs/seamcall-pairs.md
+#   make module-coverage   what these two reach of the module's branches; fails below 95 %
 #   make corpus  every known race planted, hunted by every strategy: docs/race-scoreboard.md
 #   make lint    ruff and mypy only
 #   make clean   removes .venv, out/ and caches
@@ -15,6 +16,9 @@ SHELL  := bash
 PYTHON ?= python3
 BIN    := .venv/bin
 STAMP  := .venv/.stamp
+
+RELEASES := 1.0 1.5.01 1.5.28 2.0 nbr
+COVERED := $(BIN)/coverage run --parallel-mode --branch --source=tdx/module
 
 DEMO_SCENARIO := scenarios/library/fault-vs-convert.yaml
 
@@ -45,10 +49,21 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -m soak
 
 conformance: $(STAMP)
-	$(BIN)/python -m tests.conformance $(if $(TABLE),--table $(TABLE)) $(OPTIONS)
+	$(BIN)/python -m tests.conformance $(if $(TABLE),--table "$(TABLE)") $(OPTIONS)
 
 pairs: $(STAMP)
 	$(BIN)/python -m tests.pairwise --jobs 2 --write docs/seamcall-pairs.md
+
+# Conformance and exploration alone, nothing else: what they reach of the module's branches.
+module-coverage: export COVERAGE_FILE := out/module-coverage/data
+module-coverage: $(STAMP)
+	rm -rf out/module-coverage && mkdir -p out/module-coverage
+	for release in $(RELEASES); do \
+	  $(COVERED) -m tests.conformance --profile $$release > out/module-coverage/conformance-$$release.txt; \
+	done
+	$(COVERED) -m pytest -q -p no:cacheprovider tests/pairwise tests/tdx/module/test_quirks.py tests/tdx/module/test_invariants.py
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report --skip-covered --sort=cover --fail-under=95
 
 corpus: $(STAMP)
 	$(BIN)/python -m tests.corpus --jobs 2 --write docs/race-scoreboard.md

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from sim import Broken
-from tdx.module.l2 import aliases_agree
+from tdx.module.l2 import aliases_agree, l2_tables
 from tdx.module.objects import Lifecycle, Tdr
 from tdx.module.pamt import PageType
 from tdx.module.septe import Septe, SeptState
@@ -140,7 +140,8 @@ def pages_have_one_entry(module: TdxModule) -> Callable[[], Verdict]:
 
 
 def owned_pages_are_named(module: TdxModule) -> Callable[[], Verdict]:
-    """The other direction of 6: a page that is a TD's data or S-EPT is named by an entry; asked while no call is in flight."""
+    """The other direction of 6: a page that is a TD's data or S-EPT is named by an entry, of its own tree or of
+    an L2 VM's; asked while no call is in flight."""
 
     def holds() -> Verdict:
         if module.in_flight:
@@ -152,6 +153,7 @@ def owned_pages_are_named(module: TdxModule) -> Callable[[], Verdict]:
             for _, level, entry in module.entries(tdr.tdcs)
             if (frames := named_frames(entry, level))
         }
+        named |= {(page.pfn, PG_LEVEL_4K): tdr.pfn for tdr in living for page in l2_tables(module, tdr.tdcs)}
         owners = {tdr.pfn for tdr in living}
         for page in module.pamt.assigned():
             if page.kind in (PageType.PT_REG, PageType.PT_EPT) and page.owner in owners:

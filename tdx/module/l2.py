@@ -354,3 +354,16 @@ def _l2_twins(module: TdxModule, page: SeptPage) -> Iterator[tuple[tuple[int, Pg
         yield (page.gfn(index), page.level), (entry.pfn if entry.is_leaf else None, blocked)
         if not entry.is_leaf:
             yield from _l2_twins(module, module.sept_pages[entry.pfn])
+
+
+def l2_tables(module: TdxModule, tdcs: Tdcs) -> Iterator[SeptPage]:
+    """Every S-EPT page of the L2 VMs below their roots. For observers."""
+    todo = list(tdcs.l2_roots)
+    while todo:
+        page = todo.pop()
+        for _, cell in sorted(page.entries.items()):
+            entry = L2Septe(cell.peek())
+            if not entry.is_free and not entry.is_leaf:
+                below = module.sept_pages[entry.pfn]
+                yield below
+                todo.append(below)

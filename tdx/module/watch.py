@@ -28,7 +28,7 @@ from tdx.module.pamt import PageType, PamtEntry
 from tdx.module.resize import Run
 from tdx.module.sept_states import TRACKED_OP_STATES
 from tdx.module.septe import HPA, PS, TDEL, TDHP, Septe, SeptState
-from tdx.module.sharex import HP_EXCLUSIVE, SharexHp
+from tdx.module.sharex import EXCLUSIVE, HP_EXCLUSIVE, SharexHp
 from tdx.module.walk import named_page
 from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K
 
@@ -91,7 +91,12 @@ def _left(module: TdxModule) -> object:
         )
         for tdr in module.tds()
     ]
-    roots = [page for tdr in module.tds() for page in (tdr.tdcs.root, *tdr.tdcs.l2_roots)]
+    roots = [
+        page
+        for tdr in module.tds()
+        if tdr.tdcs.has_root
+        for page in (tdr.tdcs.root, *tdr.tdcs.l2_roots)
+    ]
     tables = [
         (page.pfn, page._first, tuple((index, cell.v) for index, cell in page._cells.items()))
         for page in (*roots, *module.sept_pages.values())
@@ -289,8 +294,15 @@ class _Watch:
             return  # not a page's lock: OP_STATE's, or the tree's
         for place in self._naming(range(page.pfn, page.pfn + page.level.pages)):
             entry = Septe(place.cell.peek())
-            if not entry.is_locked:
+            if not entry.is_locked and not self._is_merged(place.tdr):
                 self._agrees(kernel, place, entry)
+
+    def _is_merged(self, tdr: Tdr) -> bool:
+        """Whether a PROMOTE may be between PAMT and S-EPT that holds the tree instead of the children."""
+        profile = self._module.profile
+        if not profile.promote_tree_exclusive or profile.promote_locks_children:
+            return False
+        return tdr.tdcs.sept_tree_lock.peek() & EXCLUSIVE != 0
 
     def _epoch_touched(self, kernel: Kernel, cell: Cell[Epoch]) -> None:
         unit = cell.v

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sim import Steps
@@ -25,6 +25,7 @@ from tdx.module.status import NULL_PA
 from tdx.module.tdcall import TDCALLS, tdcall
 from tests.conformance.sessions import SESSIONS
 from tests.conformance.situation import NEW, NotExpressible, Words
+from tests.conformance.standing import Standing, standing
 from tests.conformance.world import HKID, OTHER, SHARED, World, l2_page
 from vcpu.addresses import PAGE_SHIFT, Gpa, Pfn, gpa_of
 
@@ -47,6 +48,8 @@ class Outcome:
     interrupted: bool = False
     listed: GpaListEntry | None = None
     """The first list entry afterwards."""
+    stood: Standing = field(default_factory=dict)
+    """How things stood just before the call."""
 
     def __str__(self) -> str:
         if self.listed is not None and self.ret is not None:
@@ -74,18 +77,21 @@ def call(world: World, watch: Callable[[Access], None] | None = None, **more: An
     for patch in want.patches:
         patch(world, words)
     context = _context(world) | more
+    for change in want.handed:
+        change(world, words, context)
     registers = Registers(**words)
+    stood = {} if want.call.levels else standing(world)
     if want.seen is not None:
         watch = _race(world)
     if want.call.is_guest:
         left = world.run(
             tdcall(world.module, world.vcpu, registers, interrupt_pending=world.lp.interrupt_pending), watch
         )
-        return Outcome(words, left.ret, left.exit, left.interrupted)
+        return Outcome(words, left.ret, left.exit, left.interrupted, stood=stood)
     steps: Steps[SeamcallReturn] = dispatch(world.module, registers, lp=world.lp, **context)
     ret = world.run(steps, watch)
     listed = context["gpa_list"][0] if want.call.has_list else None
-    return Outcome(words, ret, listed=listed)
+    return Outcome(words, ret, listed=listed, stood=stood)
 
 
 def _race(world: World) -> Callable[[Access], None]:

@@ -15,12 +15,14 @@ from tdx.module import Operand, SeptState, Status
 from tdx.module.exits import ExitReason, TdExit
 from tdx.module.invariants import children_are_counted, entries_name_owned_pages
 from tdx.module.migration_data import ListInfo
+from tdx.module.pamt import PageType
 from tdx.module.septe import Septe
 from tdx.module.status import NULL_PA
 from tests.conformance.calling import DATA, Outcome
 from tests.conformance.effects import FATAL, Before, unmet_effects
 from tests.conformance.situation import NotExpressible
-from tests.conformance.table import ENTRY_STATUSES, RESUMED, Row
+from tests.conformance.standing import standing, wrongly_changed
+from tests.conformance.table import ENTRY_STATUSES, RESUMED, SHUTDOWN, Row
 from tests.conformance.world import IMPORT_MEM, World
 from vcpu.addresses import PAGE_SHIFT, PG_LEVEL_1G, gpa_of
 
@@ -52,6 +54,7 @@ LOCK_BITS = 1 << 11 | 1 << 52
 LOCKED = 1 << 11
 WRITE = 2
 BIT_63 = 1 << 63
+NUMBER = re.compile(r"\d+|0x[0-9a-f]+")
 OUTPUT = re.compile(
     r"(?:(?P<side>host|guest):? )?(?P<register>RAX|RCX|RDX|R8|R9\.\.R11|R9|R1[0-3])\s*=\s*(?P<what>[^,;]+)"
 )
@@ -83,6 +86,7 @@ def differences(seen: Seen) -> Iterator[str]:
         yield from unmet_effects(seen.row.note, seen.world, seen.before, rax)
     yield from _locks(seen)
     yield from _bookkeeping(seen)
+    yield from _standing(seen)
 
 
 # Status.
@@ -97,12 +101,19 @@ def _status(seen: Seen) -> Iterator[str]:
         met = _exit_is(row.status, outcome.exit)
     elif row.status == RESUMED:
         met = outcome.interrupted
+    elif row.status == SHUTDOWN:
+        met = False
     else:
         gives_status = outcome.exit is None and outcome.ret is not None
-        expected = Status[row.status] + operand_number(row.operand, seen.world)
+        expected = Status[row.status] + operand_number(row.operand, seen.world) | _fatal_bit(row)
         met = gives_status and outcome.ret is not None and is_status(expected, outcome.ret.rax, seen.world)
     if not met:
         yield f"status {row.expected}, but the call gave {outcome}"
+
+
+def _fatal_bit(row: Row) -> int:
+    """The bit of RAX that says, where the note says so, that the TD can only be torn down."""
+    return FATAL if "with the fatal bit" in row.note else 0
 
 
 def is_status(expected: int, given: int, world: World) -> bool:
@@ -176,6 +187,8 @@ def _same_word(before: int, now: int, row: Row) -> bool:
 def _outputs(seen: Seen) -> Iterator[str]:
     text = seen.row.outputs
     outcome = seen.outcome
+    if not text:
+        return
     if text == "-":
         yield from _no_details(seen)
         return
@@ -186,7 +199,7 @@ def _outputs(seen: Seen) -> Iterator[str]:
         return
     for match in OUTPUT.finditer(text):
         what = match["what"].strip()
-        expected = OUTPUTS.get(what)
+        expected = _output(what)
         if expected is None:
             continue
         names = ("r9", "r10", "r11") if ".." in match["register"] else (match["register"].lower(),)
@@ -202,10 +215,19 @@ def _outputs(seen: Seen) -> Iterator[str]:
 
 def unknown_outputs(row: Row) -> list[str]:
     """Outputs that the row names and nobody here can check."""
-    if row.outputs in ("-", "RCX,RDX restored", "guest RAX,RIP unchanged"):
+    if row.outputs in ("", "-", "RCX,RDX restored", "guest RAX,RIP unchanged"):
         return []
     known = list(OUTPUT.finditer(row.outputs))
-    return [row.outputs] if not known else [m["what"] for m in known if m["what"].strip() not in OUTPUTS]
+    return [row.outputs] if not known else [m["what"] for m in known if _output(m["what"].strip()) is None]
+
+
+def _output(what: str) -> Callable[[Seen, str], int | None] | None:
+    """What the word or number means."""
+    if NUMBER.fullmatch(what):
+        return lambda _seen, _name: int(what, 0)
+    if what in PageType.__members__:
+        return lambda _seen, _name: PageType[what]
+    return OUTPUTS.get(what)
 
 
 def _no_details(seen: Seen) -> Iterator[str]:
@@ -279,7 +301,6 @@ def _gpa_level_pending(seen: Seen, _name: str) -> int:
 
 
 OUTPUTS: dict[str, Callable[[Seen, str], int | None]] = {
-    "0": lambda _seen, _name: 0,
     "arch_entry": _arch_entry,
     "level+state": _level_and_state,
     "level+state(": _level_and_state,
@@ -297,11 +318,11 @@ OUTPUTS: dict[str, Callable[[Seen, str], int | None]] = {
     "list info with updated first entry": lambda seen, _name: (
         ListInfo(1, seen.world.want.list_entries - 1).word
     ),
-    "48": lambda _seen, _name: 48,
     "write|entry rwx": lambda seen, _name: WRITE | (seen.entry & RWX) << 3,
     "EEQ type1": _eeq(1, detailed=True),
     "EEQ type2": _eeq(2, detailed=False),
     "EEQ type5": _eeq(5, detailed=True),
+    "TDR": lambda seen, _name: seen.world.tdr.pfn << PAGE_SHIFT,
     "GPA": lambda seen, _name: gpa_of(seen.world.gfn),
     "TDX_HOST_PRIORITY_BUSY_TIMEOUT": lambda _seen, _name: Status.TDX_HOST_PRIORITY_BUSY_TIMEOUT,
     "OPERAND_BUSY": lambda _seen, _name: Status.TDX_OPERAND_BUSY + Operand.RCX,
@@ -325,3 +346,11 @@ def _bookkeeping(seen: Seen) -> Iterator[str]:
         verdict = check(world.module)()
         if verdict is not True:
             yield f"{(check.__doc__ or '').split(':')[1].split(';')[0].strip()}, but {verdict}"
+
+
+def _standing(seen: Seen) -> Iterator[str]:
+    """Calls without an entry: their notes say what they change; a refusal changes nothing else."""
+    stood, ret = seen.outcome.stood, seen.outcome.ret
+    if stood:
+        refused = ret is None or ret.is_error
+        yield from wrongly_changed(seen.row.note, stood, standing(seen.world), refused=refused)

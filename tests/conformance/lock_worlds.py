@@ -81,7 +81,7 @@ def ready(call: Call, level: PgLevel, prepare: Callable[[Situation], None] | Non
     if prepare is not None:
         prepare(want)
     world = World(want)
-    more = _MORE.get(call.name)
+    more = NEEDS.get(call.name)
     if more is not None:
         more(world)
     return world
@@ -119,7 +119,7 @@ def _page_to_look_at(world: World) -> None:
     world.own(PageType.PT_REG, OTHER)
 
 
-_MORE: dict[str, Callable[[World], object]] = {
+NEEDS: dict[str, Callable[[World], object]] = {
     "TDH.MNG.VPFLUSHDONE": _no_vcpu_associated,
     "TDH.MNG.KEY.FREEID": _flushed,
     "TDH.PHYMEM.CACHE.WB": _to_write_back,

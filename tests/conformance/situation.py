@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tdx.module import TDCX_PAGES, TDX_1_5_01, OpState, Profile, SeptState
 from tdx.module.objects import Lifecycle
@@ -98,6 +98,7 @@ class Situation:
 
     done: list[Callable[[World], object]] = field(default_factory=list)
     patches: list[Callable[[World, Words], None]] = field(default_factory=list)
+    handed: list[Callable[[World, Words, dict[str, Any]], None]] = field(default_factory=list)
 
     @property
     def five_levels(self) -> bool:
@@ -116,3 +117,7 @@ class Situation:
     def patch(self, change: Callable[[World, Words], None]) -> None:
         """Do this to the registers before the call."""
         self.patches.append(change)
+
+    def hand(self, change: Callable[[World, Words, dict[str, Any]], None]) -> None:
+        """Do this to the registers and to what lies in shared memory, last of all."""
+        self.handed.append(change)

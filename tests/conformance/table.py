@@ -52,6 +52,8 @@ OPERAND_WORDS = {"-", "level_reached", "vm+level", "R8+vm", "R9..R11"} | set(Ope
 COMPOSITE = re.compile(r"\w([+/]|\.\.)\w")
 TDEXITS = ("TDEXIT_EPT_VIOLATION", "TDEXIT_HOST_PRIORITY_BUSY_TIMEOUT")
 RESUMED = "GUEST_RESUME_SAME_RIP"
+SHUTDOWN = "MODULE_SHUTDOWN"
+"""The module meets what it holds to be impossible, and nothing goes on."""
 ENTRY_STATUSES = (
     "SUCCESS",
     "SKIPPED",
@@ -257,7 +259,7 @@ def _transition(place: str, cells: _Cells) -> Row:
     order = cells.text("check_order", NO_CONDITION)
     if order != NO_CONDITION and not re.fullmatch(r"\d+(\.\d+)?", order):
         cells.bad(f"check_order {order!r} is no number", "write a number: rows are tried in its order")
-    statuses = (*Status.__members__, *TDEXITS, RESUMED, *(f"ENTRY:{name}" for name in ENTRY_STATUSES))
+    statuses = (*Status.__members__, *TDEXITS, RESUMED, SHUTDOWN, *(f"ENTRY:{name}" for name in ENTRY_STATUSES))
     return Row(
         place,
         _call(cells),
@@ -267,7 +269,7 @@ def _transition(place: str, cells: _Cells) -> Row:
         cells.one_of("status", statuses),
         _operand(cells),
         None if after == UNCHANGED else SeptState[after],
-        cells.text("outputs", "-"),
+        cells.text("outputs", ""),  # a table without that column says nothing of them
         cells.text("note", ""),
         order,
     )

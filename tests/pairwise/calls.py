@@ -124,9 +124,9 @@ class Call:
             return self.name == "TDH.MEM.SEPT.RD"
         return state.op_state in ALLOWED_OP_STATES.get(self.name, ())
 
-    def steps(self, world: World, who: str) -> Steps[str]:
-        """The call as thread `who` would make it now, operands and all: to be run at once or later; returns what it returned."""
-        operands: dict[str, Any] = dict(self.needs(world, who))
+    def operands(self, world: World, who: str) -> dict[str, Any]:
+        """What thread `who` would call it with now."""
+        needed: dict[str, Any] = dict(self.needs(world, who))
         leaf = TDCALLS[self.name] if self.is_guest else LEAVES[self.name]
         offset = 1 << 9 * (world.level - 1) if self.at == NEIGHBOUR else 0
         known: dict[str, Any] = {
@@ -137,7 +137,12 @@ class Call:
             "vcpu": world.vcpus["guest"],
             "interrupt_pending": world.lps["guest"].interrupt_pending,
         }
-        operands = {name: value for name, value in known.items() if name in leaf.parameters} | operands
+        return {name: value for name, value in known.items() if name in leaf.parameters} | needed
+
+    def steps(self, world: World, who: str) -> Steps[str]:
+        """The call as thread `who` would make it now, operands and all: to be run at once or later; returns what it returned."""
+        operands = self.operands(world, who)
+        leaf = TDCALLS[self.name] if self.is_guest else LEAVES[self.name]
         return _told(leaf.call(world.module, **operands), operands.get("gpa_list"))
 
 

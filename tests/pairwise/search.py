@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -200,7 +200,17 @@ def _tracked(state: State, age: Age) -> Age:
     return Age.NONE if age is Age.NONE else Age.NEW
 
 
-def search_state(first: Call, second: Call, state: State, profile: Profile = TDX_1_5_01) -> InState:
+Dress = Callable[[World], None]
+"""What a world has beyond its state."""
+
+
+def as_it_is(_world: World) -> None:
+    """Nothing."""
+
+
+def search_state(
+    first: Call, second: Call, state: State, profile: Profile = TDX_1_5_01, dress: Dress = as_it_is
+) -> InState:
     """Exhaust a pair in one state."""
     outcomes: set[Outcome] = set()
     current: list[tuple[World, dict[str, str]]] = []
@@ -208,6 +218,7 @@ def search_state(first: Call, second: Call, state: State, profile: Profile = TDX
 
     def world_of(kernel: Kernel) -> None:
         world = World(kernel, state, profile)
+        dress(world)
         watch(kernel, world.module, judged)
         returned: dict[str, str] = {}
         for who, call in (("a", first), ("b", second)):
@@ -224,7 +235,10 @@ def search_state(first: Call, second: Call, state: State, profile: Profile = TDX
     return InState(
         state,
         frozenset(outcomes),
-        (_in_order(first, second, state, "ab", profile), _in_order(first, second, state, "ba", profile)),
+        (
+            _in_order(first, second, state, "ab", profile, dress),
+            _in_order(first, second, state, "ba", profile, dress),
+        ),
         report.executions,
         report.complete,
         report.steps,
@@ -237,10 +251,13 @@ def _noted(steps: Steps[str], who: str, returned: dict[str, str]) -> Steps[None]
     returned[who] = yield from steps
 
 
-def _in_order(first: Call, second: Call, state: State, order: str, profile: Profile) -> Outcome:
+def _in_order(
+    first: Call, second: Call, state: State, order: str, profile: Profile, dress: Dress
+) -> Outcome:
     """One call after the other, both as they were meant before either began."""
     kernel = Kernel()
     world = World(kernel, state, profile)
+    dress(world)
     calls = {"a": first, "b": second}
     for who, call in calls.items():
         call.prepare(world, who)
