@@ -140,8 +140,10 @@ def pages_have_one_entry(module: TdxModule) -> Callable[[], Verdict]:
 
 
 def owned_pages_are_named(module: TdxModule) -> Callable[[], Verdict]:
-    """The other direction of 6: a page that is a TD's data or S-EPT is named by an entry, of its own tree or of
-    an L2 VM's; asked while no call is in flight."""
+    """The other direction of 6: a page that is a TD's data or S-EPT is named by an entry, of whatever tree.
+
+    Asked while no call is in flight.
+    """
 
     def holds() -> Verdict:
         if module.in_flight:
@@ -171,12 +173,14 @@ def locks_are_free(module: TdxModule) -> Callable[[], Verdict]:
     """No PAMT entry, tree, epoch or OP_STATE is locked while no call is in flight, but for what running vCPUs hold.
 
     A vCPU inside holds its TDVPR and TDR shared, and the 1G and 2M entries on the way to its TDVPR. Host priority may stay.
+    One that left a fatal TD is counted as inside for good, but holds nothing.
     """
 
     def holds() -> Verdict:
         if module.in_flight:
             return True
         running: dict[int, int] = {}
+        may_have_left: set[int] = set()
         for tdr in module.tds():
             tdcs = tdr.tdcs
             for lock in (tdcs.sept_tree_lock, tdcs.epoch_lock, tdcs.op_state_lock):
@@ -190,8 +194,11 @@ def locks_are_free(module: TdxModule) -> Callable[[], Verdict]:
                     ]
                     for page in (*way, module.pamt.entry(tdr.pfn, PG_LEVEL_4K)):
                         running[id(page)] = running.get(id(page), 0) + HP_READER
+                        if tdr.fatal:
+                            may_have_left.add(id(page))
         for page in module.pamt.known():
-            if page.lock.peek() & ~HP != running.get(id(page), 0):
+            word, held = page.lock.peek() & ~HP, running.get(id(page), 0)
+            if word != held and not (id(page) in may_have_left and word < held):
                 return Broken(lock=page.lock, word=page.lock.peek())
         return True
 

@@ -62,17 +62,24 @@ def watch(kernel: Kernel, module: TdxModule, judged: set[object] | None = None) 
     """
     kernel.check(_Watch(module))
     known: set[object] = set() if judged is None else judged
+    left: object = None
     is_new = True
 
     def left_before() -> bool:
-        nonlocal is_new
+        nonlocal left, is_new
         left = _left(module)
         is_new = left not in known
         known.add(left)
         return True
 
     def once(holds: Callable[[], Verdict]) -> Callable[[], Verdict]:
-        return lambda: not is_new or holds()
+        def judged() -> Verdict:
+            verdict = not is_new or holds()
+            if verdict is not True:
+                known.discard(left)  # so that a replay finds it again
+            return verdict
+
+        return judged
 
     kernel.at_end("it is known how the module is left", left_before)
     for text, invariant in AT_REST.items():
@@ -92,10 +99,7 @@ def _left(module: TdxModule) -> object:
         for tdr in module.tds()
     ]
     roots = [
-        page
-        for tdr in module.tds()
-        if tdr.tdcs.has_root
-        for page in (tdr.tdcs.root, *tdr.tdcs.l2_roots)
+        page for tdr in module.tds() if tdr.tdcs.has_root for page in (tdr.tdcs.root, *tdr.tdcs.l2_roots)
     ]
     tables = [
         (page.pfn, page._first, tuple((index, cell.v) for index, cell in page._cells.items()))

@@ -10,5 +10,8 @@ functions. A key or value without a function, or a state that cannot be written 
 never makes it agree. Expectations are the table's; what the reference says beside the tables (bits, state numbers, leaf numbers, op_states)
 is written down here once more, so that the model is not compared with itself.
 
+Rows of our own (`tables/more_transitions.csv`, with the keys in `keys_more*`) say what the published table has no row for: calls on a TD as a
+whole, on vCPUs, streams and pages, whose notes name what they change (`standing`), and variants of the others.
+
 Where the tables come from: `tables/SOURCE.md`. Where they are wrong: `errata`.
 """

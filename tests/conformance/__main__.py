@@ -14,7 +14,14 @@ from pathlib import Path
 
 from tdx.module import PROFILES, TDX_1_5_01
 from tests.conformance.run import Report, run_locks, run_transitions
-from tests.conformance.table import LOCKS, TRANSITIONS, BadTable, read_locks, read_transitions
+from tests.conformance.table import (
+    LOCKS,
+    MORE_TRANSITIONS,
+    TRANSITIONS,
+    BadTable,
+    read_locks,
+    read_transitions,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,15 +73,20 @@ def _jobs(text: str) -> int:
 
 
 def _reports(options: argparse.Namespace) -> list[Report]:
-    """Both tables, or just the ones that are named. Raises: BadTable, before anything is run."""
+    """The published tables and ours, or just the ones that are named. Raises: BadTable, before anything is run."""
     both = options.table is None and options.locks is None
     transitions = read_transitions(options.table or TRANSITIONS) if both or options.table else []
     locks = read_locks(options.locks or LOCKS) if both or options.locks else []
+    ours = read_transitions(MORE_TRANSITIONS) if both else []
     reports = []
     if transitions:
         reports.append(run_transitions(transitions, profile=options.profile, jobs=options.jobs))
     if locks:
         reports.append(run_locks(locks, profile=options.profile, jobs=options.jobs))
+    if ours:
+        reports.append(
+            run_transitions(ours, profile=options.profile, jobs=options.jobs, title="Rows of our own")
+        )
     return reports
 
 

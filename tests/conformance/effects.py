@@ -186,6 +186,14 @@ EFFECTS: tuple[tuple[re.Pattern[str], Met], ...] = (
     (re.compile(r"result is unblocked"), _unblocked),
     (re.compile(r"session aborts"), _session_aborts),
     (
+        re.compile(r"the log has its registers"),
+        lambda world, _before, _match: getattr(world.kernel.events, "agrees", False),
+    ),
+    (
+        re.compile(r"contents go along"),
+        lambda world, _before, _match: world.module.memory.contents(NEW) == {16: 0x77},
+    ),
+    (
         re.compile(r"accept counter cleared"),
         lambda world, _before, _match: (
             world.table.level != LEVELS[2]

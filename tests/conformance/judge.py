@@ -133,6 +133,10 @@ def _exit_is(status: str, left: TdExit | None) -> bool:
         return False
     if status == "TDEXIT_HOST_PRIORITY_BUSY_TIMEOUT":
         return left.status is Status.TDX_HOST_PRIORITY_BUSY_TIMEOUT and left.trap_like
+    if status == "TDEXIT_TDCALL":
+        return left.reason is ExitReason.TDCALL and left.status is Status.TDX_SUCCESS and left.trap_like
+    if status == "TDEXIT_TD_IS_DEAD":
+        return left.status is Status.TDX_NON_RECOVERABLE_TD_NON_ACCESSIBLE
     return left.reason is ExitReason.EPT_VIOLATION and left.status is Status.TDX_SUCCESS
 
 
@@ -140,6 +144,8 @@ def operand_number(name: str, world: World) -> int:
     """What is added to a status for an operand by that name."""
     if name == "-":
         return 0
+    if name in ExitReason.__members__:
+        return ExitReason[name]
     if name == "level_reached":
         return world.table.level.tdx
     if name == "R8+vm":
@@ -166,9 +172,10 @@ def _state(seen: Seen) -> Iterator[str]:
     if row.after is not None and row.after is not now.state:
         yield f"state after {row.after.name}, but it is {now.state.name}"
     refused = row.status.startswith("TDX_") and Status[row.status] is not Status.TDX_SUCCESS
-    if row.status in (RESUMED, "TDX_INTERRUPTED_RESUMABLE"):
+    goes_on = "INTERRUPTED" in row.status and row.after not in (None, row.state)
+    if goes_on or row.status in (RESUMED, "TDX_INTERRUPTED_RESUMABLE"):
         return  # progress is kept
-    keeps = row.after is None or refused or row.after is row.state
+    keeps = row.after is None or row.after is row.state or (refused and row.state is None)
     before = seen.entry
     if keeps and not _same_word(before, now, row):
         yield f"the entry is to keep its word {before:#x}, but it is {now:#x}"
@@ -322,6 +329,7 @@ OUTPUTS: dict[str, Callable[[Seen, str], int | None]] = {
     "EEQ type1": _eeq(1, detailed=True),
     "EEQ type2": _eeq(2, detailed=False),
     "EEQ type5": _eeq(5, detailed=True),
+    "CHLDCNT": lambda seen, _name: seen.world.tdr.chldcnt.peek(),
     "TDR": lambda seen, _name: seen.world.tdr.pfn << PAGE_SHIFT,
     "GPA": lambda seen, _name: gpa_of(seen.world.gfn),
     "TDX_HOST_PRIORITY_BUSY_TIMEOUT": lambda _seen, _name: Status.TDX_HOST_PRIORITY_BUSY_TIMEOUT,

@@ -12,7 +12,10 @@ from tests.conformance import (
     keys_l2,
     keys_list,
     keys_more,
+    keys_more_fields,
     keys_more_migration,
+    keys_more_pages,
+    keys_more_resume,
     keys_td,
 )
 from tests.conformance.calling import call, require_modelled
@@ -26,7 +29,17 @@ from tests.conformance.vocabulary import Choice, combinations, op_states
 from tests.conformance.world import TABLES, World
 from vcpu.addresses import PG_LEVEL_1G, PG_LEVEL_2M, PG_LEVEL_4K, PgLevel
 
-VOCABULARY = (keys_td, keys_entry, keys_l2, keys_list, keys_more, keys_more_migration)
+VOCABULARY = (
+    keys_td,
+    keys_entry,
+    keys_l2,
+    keys_list,
+    keys_more,
+    keys_more_fields,
+    keys_more_migration,
+    keys_more_pages,
+    keys_more_resume,
+)
 """Importing them is what fills `vocabulary.KEYS`."""
 MORE_STATES = (SeptState.FREE, SeptState.PENDING_BLOCKED)
 """What ANY rows are tried with beside the state on which the call succeeds; only where the walk does not look for a leaf."""

@@ -130,10 +130,12 @@ def _disagreement(result: Result) -> Iterator[str]:
         yield f"    and {more} more"
 
 
-def run_transitions(rows: Sequence[Row], *, profile: str, jobs: int = 1) -> Report:
+def run_transitions(
+    rows: Sequence[Row], *, profile: str, jobs: int = 1, title: str = "S-EPT transitions"
+) -> Report:
     """Try every row of a transition table against a release of that name."""
     one = partial(_transition, errata=read_errata(), profile=profile_named(profile))
-    return Report("S-EPT transitions", _each(one, rows, jobs))
+    return Report(title, _each(one, rows, jobs))
 
 
 def run_locks(rows: Sequence[LockRow], *, profile: str, jobs: int = 1) -> Report:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sim import Steps
+from tdx.module import TdExit
 from tdx.module.migration import MigrationKey, MigStream
 from tdx.module.migration_data import Mbmd, MbType, StateBundle, TokenBuffer
 from tdx.module.migration_state import PAGES, immutable_of, mutable_of, vcpu_state_of
@@ -88,7 +90,18 @@ def _vcpu_state(world: World) -> SharedMemory:
     return _bundle(stream.key, MbType.MUTABLE_VCPU_STATE, epoch, 0, vcpu_state_of(world.vcpu))
 
 
+def _guest_leaves(world: World) -> SharedMemory:
+    """A guest that an interrupt takes out at once."""
+
+    def guest() -> Steps[TdExit]:
+        yield world.module.state.read_once()
+        return TdExit.external_interrupt()
+
+    return {"guest": guest}
+
+
 SESSIONS: dict[str, Callable[[World], SharedMemory]] = {
+    "TDH.VP.ENTER": _guest_leaves,
     "TDH.EXPORT.TRACK": _with_stream,
     "TDH.EXPORT.STATE.IMMUTABLE": _to_begin,
     "TDH.EXPORT.STATE.TD": _with_stream,

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from tdx.module import Operand, SeptState, Status
+from tdx.module.exits import ExitReason
 from vcpu.addresses import LEVELS, PgLevel
 
 TABLES = Path(__file__).parent / "tables"
 TRANSITIONS = TABLES / "sept_transitions.csv"
 LOCKS = TABLES / "seamcall_locks.csv"
+MORE_TRANSITIONS = TABLES / "more_transitions.csv"
+"""Rows of our own, for what the published table has no row for."""
 STATUS_CODES = TABLES / "status_codes.csv"
 
 TRANSITION_COLUMNS = (
@@ -48,9 +51,17 @@ RANGE_ENDS = LEVEL_NAMES | {"root": ROOTS[-1]}
 
 CALL = re.compile(r"TD[HG](\.[A-Z0-9]+)+|GUEST_EPT_VIOLATION")
 TERM = re.compile(r"(?P<key>[a-z][a-z0-9_]*)\s*(?P<op>!=|>=|<=|=|>|<)\s*(?P<values>[^=<>!;]+)")
-OPERAND_WORDS = {"-", "level_reached", "vm+level", "R8+vm", "R9..R11"} | set(Operand.__members__)
+OPERAND_WORDS = {"-", "level_reached", "vm+level", "R8+vm", "R9..R11"} | {
+    *Operand.__members__,
+    *ExitReason.__members__,
+}
 COMPOSITE = re.compile(r"\w([+/]|\.\.)\w")
-TDEXITS = ("TDEXIT_EPT_VIOLATION", "TDEXIT_HOST_PRIORITY_BUSY_TIMEOUT")
+TDEXITS = (
+    "TDEXIT_EPT_VIOLATION",
+    "TDEXIT_HOST_PRIORITY_BUSY_TIMEOUT",
+    "TDEXIT_TDCALL",
+    "TDEXIT_TD_IS_DEAD",
+)
 RESUMED = "GUEST_RESUME_SAME_RIP"
 SHUTDOWN = "MODULE_SHUTDOWN"
 """The module meets what it holds to be impossible, and nothing goes on."""
@@ -259,7 +270,13 @@ def _transition(place: str, cells: _Cells) -> Row:
     order = cells.text("check_order", NO_CONDITION)
     if order != NO_CONDITION and not re.fullmatch(r"\d+(\.\d+)?", order):
         cells.bad(f"check_order {order!r} is no number", "write a number: rows are tried in its order")
-    statuses = (*Status.__members__, *TDEXITS, RESUMED, SHUTDOWN, *(f"ENTRY:{name}" for name in ENTRY_STATUSES))
+    statuses = (
+        *Status.__members__,
+        *TDEXITS,
+        RESUMED,
+        SHUTDOWN,
+        *(f"ENTRY:{name}" for name in ENTRY_STATUSES),
+    )
     return Row(
         place,
         _call(cells),

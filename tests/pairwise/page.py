@@ -39,7 +39,7 @@ interleaving of every pair, in every state that can be reached, of `tdx/module`.
 `make test` does not make all of this: there a fixed slice of pairs and states is searched, each of the module's rules is broken by a
 planted error, and every quirk is looked for (`tests/pairwise`, `tests/tdx/module/test_invariants.py`, `test_quirks.py`).
 
-What stays the same everywhere: no interrupt is pending, no call of the pair is repeated, no L2 VMs, no Dynamic PAMT, and both calls are
+What stays the same everywhere but in the other settings (below): no interrupt is pending, no call of the pair is repeated, no L2 VMs, no Dynamic PAMT, and both calls are
 given the same new page. A large page is accepted, and 512 children are merged, in two runs of 256 steps that the real module makes
 one by one. States do not tell apart, and no search begins with, host priority left on a free entry (quirks 3 and 6 do), an accept
 counter (quirk 15 does), and a REMOVED entry of the current migration epoch. MEM.RD and WR are called on a debug TD, all others
@@ -150,8 +150,10 @@ def line_of(result: PairResult) -> str:
     return "\n".join(lines)
 
 
-def page(results: Sequence[PairResult], reaches: Sequence[Reach], command: str) -> str:
-    """The whole page."""
+def page(
+    results: Sequence[PairResult], reaches: Sequence[Reach], command: str, more: Sequence[str] = ()
+) -> str:
+    """The whole page; `more` are sections about other settings."""
     parts = (
         HEAD.format(command=command),
         _matrix(results),
@@ -159,6 +161,7 @@ def page(results: Sequence[PairResult], reaches: Sequence[Reach], command: str) 
         LEAVES.format(rows="\n".join(_alone_rows(results, reaches))),
         STATES.format(rows="\n".join(_state_rows(reaches)), beyond=_beyond(results)),
         _verdict(results),
+        *more,
         QUIRK.format(rows="\n".join(_quirk_rows())),
         _figures(results),
     )
@@ -218,13 +221,13 @@ def _pair_rows(results: Sequence[PairResult]) -> Iterator[str]:
                 sum(values)
                 for values in zip(*((r.states, r.groups, r.executions) for r in group), strict=True)
             )
-            texts = (first, second, _codes(changed[0]), _codes(changed[1]), "<br>".join(sorted(overlap)))
+            texts = (first, second, codes(changed[0]), codes(changed[1]), "<br>".join(sorted(overlap)))
             yield f"| {' | '.join(texts)} | {' | '.join(map(str, counts))} |"
 
 
-def _codes(returned: Iterable[str]) -> str:
-    """Busy ones first."""
-    return "<br>".join(_code(text) for text in sorted(returned, key=lambda text: (not is_busy(text), text)))
+def codes(returned: Iterable[str], between: str = "<br>") -> str:
+    """For a cell of a table, busy ones first."""
+    return between.join(_code(text) for text in sorted(returned, key=lambda text: (not is_busy(text), text)))
 
 
 def _code(returned: str) -> str:

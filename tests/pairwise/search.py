@@ -251,9 +251,7 @@ def _noted(steps: Steps[str], who: str, returned: dict[str, str]) -> Steps[None]
     returned[who] = yield from steps
 
 
-def _in_order(
-    first: Call, second: Call, state: State, order: str, profile: Profile, dress: Dress
-) -> Outcome:
+def _in_order(first: Call, second: Call, state: State, order: str, profile: Profile, dress: Dress) -> Outcome:
     """One call after the other, both as they were meant before either began."""
     kernel = Kernel()
     world = World(kernel, state, profile)

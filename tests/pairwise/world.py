@@ -175,7 +175,8 @@ class World:
         return entry
 
     def _td(self, state: State) -> Tdr:
-        tdr = Tdr(self.td.tdr_pfn, HKID, packages=1)
+        host_priority = self.module.profile.tree_host_priority
+        tdr = Tdr(self.td.tdr_pfn, HKID, packages=1, tree_host_priority=host_priority)
         self._assign(self.td.tdr_pfn, PG_LEVEL_4K, PageType.PT_TDR, tdr)
         self.module.kot.hkids[HKID].state = HkidState.ASSIGNED
         tdr.keys_missing.clear()
